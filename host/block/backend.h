@@ -1,0 +1,89 @@
+/*
+ * Block back end: what a device holds in its hands. Asynchronous calls that enter a coroutine, accounting,
+ * drain, write-cache mode, and (later in the chain of calls) throttling and error policy.
+ *
+ * A request is submitted on the loop that wants its completion; COMPLETE runs on that same loop. The
+ * struct blk_request is embedded in the caller's own request state and must stay until COMPLETE; nothing is
+ * allocated for a request. If no coroutine can be had the request waits its turn on its loop and is entered
+ * when another one ends.
+ */
+#ifndef RINGSIDE_BLOCK_BACKEND_H
+#define RINGSIDE_BLOCK_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "host/block/node.h"
+#include "host/runtime/error.h"
+
+struct blk;
+
+enum blk_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_OP_COUNT };
+
+struct blk_request {
+    void (*complete)(struct blk_request *request, int result); /* 0 or a negative errno */
+    /* back end's own from here on */
+    struct blk *blk;
+    enum blk_op op;
+    unsigned flags;
+    uint64_t offset, bytes;
+    const struct iovec *iov;
+    unsigned niov;
+    uint64_t start_ns;
+    uint64_t trace_id;
+    struct blk_request *next;
+};
+
+/* Opens the image and makes a back end on it, in one step for programs. Not inside a loop: runs one turn
+ * after another of the calling thread's loop. */
+struct blk *blk_open(const char *path, const struct open_options *options, struct error *err);
+
+/* Takes over the reference to NODE. */
+struct blk *blk_new(struct node *node);
+
+/* Drains, closes the node (flushing it), frees. 0 or the first error. Same thread as blk_open, not inside
+ * a loop; every other loop must have stopped submitting. */
+int blk_close(struct blk *blk);
+
+struct node *blk_node(struct blk *blk);
+uint64_t blk_length(const struct blk *blk); /* bytes; any thread */
+bool blk_read_only(const struct blk *blk);
+
+/* IOV must stay until completion and cover exactly BYTES. FLAGS are NODE_IO_.... Ranges outside the device are
+ * -EIO; writes to a read-only back end -EPERM. TRACE_ID 0 if none. */
+void blk_aio_preadv(struct blk *blk, struct blk_request *request, uint64_t offset, uint64_t bytes,
+                    const struct iovec *iov, unsigned niov);
+void blk_aio_pwritev(struct blk *blk, struct blk_request *request, uint64_t offset, uint64_t bytes,
+                     const struct iovec *iov, unsigned niov, unsigned flags);
+void blk_aio_pwrite_zeroes(struct blk *blk, struct blk_request *request, uint64_t offset, uint64_t bytes,
+                           unsigned flags);
+void blk_aio_pdiscard(struct blk *blk, struct blk_request *request, uint64_t offset, uint64_t bytes);
+void blk_aio_flush(struct blk *blk, struct blk_request *request);
+
+/* Waits until nothing submitted through BLK, on any loop, is in flight. New requests are parked from _begin to
+ * _end and go on after it. Coroutine. Nests. */
+void coroutine_fn blk_co_drain_begin(struct blk *blk);
+void blk_drain_end(struct blk *blk);
+
+/* Write-back (true, default) or write-through: every write is durable before it completes. Any thread; holds
+ * for requests submitted later. */
+void blk_set_write_cache(struct blk *blk, bool on);
+bool blk_write_cache(const struct blk *blk);
+
+/* CALLBACK(OPAQUE) runs on the loop that called blk_co_resize, after the length changed. */
+void blk_on_resize(struct blk *blk, void (*callback)(void *opaque), void *opaque);
+int coroutine_fn blk_co_resize(struct blk *blk, uint64_t bytes, struct error *err);
+
+struct blk_op_stats {
+    uint64_t operations, bytes, failed, invalid, merged;
+    uint64_t total_ns;
+};
+
+/* Sums over all loops. Any thread. */
+void blk_stats(struct blk *blk, struct blk_op_stats stats[BLK_OP_COUNT]);
+/* The device's own events, counted with the rest: N requests were merged into others; one was malformed. */
+void blk_account_merged(struct blk *blk, enum blk_op op, unsigned n);
+void blk_account_invalid(struct blk *blk, enum blk_op op);
+
+#endif

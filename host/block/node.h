@@ -1,0 +1,190 @@
+/*
+ * Block nodes: a format or protocol instance that reads and writes bytes, and the generic I/O around it.
+ *
+ * A driver fills a `struct node_driver`; callers use the node_co_* functions, which track and serialise
+ * overlapping requests, pad to the driver's alignment (read-modify-write), split by its limits and share
+ * flushes. A node may be used by coroutines of any loop at the same time, so a driver keeps its shared state
+ * under the locks of co_lock.h (never held across I/O) or reads it without a lock.
+ *
+ * Everything named _co_ is for coroutines. Offsets and lengths are bytes.
+ */
+#ifndef RINGSIDE_BLOCK_NODE_H
+#define RINGSIDE_BLOCK_NODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "host/aio/host_file.h"
+#include "host/block/sg.h"
+#include "host/runtime/co_lock.h"
+#include "host/runtime/error.h"
+
+struct node;
+
+/* Flags of requests */
+#define NODE_IO_FUA         1u  /* write, write_zeroes: durable before it completes */
+#define NODE_IO_MAY_UNMAP   2u  /* write_zeroes: may deallocate */
+#define NODE_IO_NO_FALLBACK 4u  /* write_zeroes: -ENOTSUP rather than writing zeroes from a buffer */
+#define NODE_IO_SERIALISING 8u  /* nothing that overlaps runs at the same time */
+#define NODE_IO_COMPRESSED  16u /* write: whole clusters, stored compressed (ringside-img convert -c) */
+
+/* What node_co_block_status says of a range */
+#define NODE_STATUS_DATA      1u /* reading it needs the disk */
+#define NODE_STATUS_ZERO      2u /* reads as zeroes */
+#define NODE_STATUS_ALLOCATED 4u /* this layer decides the content, not the backing file */
+#define NODE_STATUS_OFFSET    8u /* *host_offset is valid: the bytes lie there in the image file */
+#define NODE_STATUS_COMPRESSED 16u
+#define NODE_STATUS_EOF       32u
+
+enum cache_mode {
+    CACHE_NONE,      /* O_DIRECT, flushes go down (default) */
+    CACHE_WRITEBACK, /* host page cache, flushes go down */
+    CACHE_UNSAFE     /* host page cache, flushes are dropped */
+};
+
+enum backing_policy { BACKING_SAME_DIR, BACKING_DENY, BACKING_DIR };
+
+enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
+
+/* How an image is to be opened; options of ringside-blk and ringside-img end up here. Zero is the default of
+ * each field. Strings belong to the caller and are copied where they are kept. */
+struct open_options {
+    const char *format; /* "qcow2", "raw", "null"; NULL: probe */
+    bool read_only;
+    bool no_backing; /* do not open backing files (img info, rebase -u) */
+    bool no_io;      /* only metadata will be looked at: no data file, no backing file */
+    bool check_only; /* open for `check`: tolerate what check is there to report */
+    bool ignore_discard;
+    bool no_lock, force_share;
+    enum cache_mode cache;
+    enum aio_kind aio;
+    enum backing_policy backing;
+    const char *backing_dir;        /* BACKING_DIR: the only directory (with its subdirectories) allowed */
+    enum detect_zeroes detect_zeroes;
+    uint64_t l2_cache_bytes;        /* 0: enough for the whole disk, at most 32 MiB */
+    uint64_t refcount_cache_bytes;  /* 0: a quarter of the L2 cache */
+    uint64_t null_bytes;            /* "null": its size */
+    const char *secret_file;        /* LUKS: file with the passphrase; NULL: none */
+    const char *snapshot;           /* read from this internal snapshot (id or name); implies read_only */
+    unsigned depth;                 /* 0 for the caller's image; counts up along the backing chain */
+};
+
+struct node_limits {
+    uint32_t request_alignment;       /* power of two, 1..2 MiB: requests reach the driver aligned to it */
+    uint32_t memory_alignment;        /* power of two: buffers reach the driver aligned to it */
+    uint32_t max_iov;                 /* 0: no limit */
+    uint64_t max_transfer;            /* bytes, 0: no limit */
+    uint32_t pwrite_zeroes_alignment; /* what is not aligned to it is better written as data; 0: none */
+    uint64_t max_pwrite_zeroes;       /* 0: no limit */
+    uint32_t pdiscard_alignment;      /* what is not aligned to it is skipped; 0: none */
+    uint64_t max_pdiscard;            /* 0: no limit */
+};
+
+struct node_driver {
+    const char *format_name;
+    size_t instance_bytes; /* node->opaque points to that much zeroed memory */
+    bool is_protocol;      /* opens a host file (node->filename) rather than another node */
+
+    /* Reads what it needs (node->file is open for a format), sets node->limits, length, opaque.
+     * Any error leaves nothing behind. Coroutine. */
+    int (*co_open)(struct node *node, const struct open_options *options, struct error *err);
+    /* Writes out everything that a clean close writes; all I/O has ended. Coroutine. Result: 0 or the first
+     * error, after which the node is closed all the same. */
+    int (*co_close)(struct node *node);
+
+    /* SG has at least BYTES; ranges are inside the node's length and aligned to limits; BYTES > 0. */
+    int (*co_preadv)(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
+    int (*co_pwritev)(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
+    /* NULL or -ENOTSUP: generic code writes zeroes from a buffer. */
+    int (*co_pwrite_zeroes)(struct node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+    /* NULL or -ENOTSUP: ignored. */
+    int (*co_pdiscard)(struct node *node, uint64_t offset, uint64_t bytes);
+    /* Everything that completed before the call is durable after it. NULL: nothing to do. */
+    int (*co_flush)(struct node *node);
+    int (*co_truncate)(struct node *node, uint64_t bytes, bool exact, struct error *err);
+    int (*co_block_status)(struct node *node, uint64_t offset, uint64_t bytes, uint64_t *pnum, unsigned *flags,
+                           uint64_t *host_offset);
+
+    bool supports_fua; /* co_pwritev honours NODE_IO_FUA; otherwise generic code flushes after it */
+};
+
+/* Tracked request, on the stack of its coroutine. */
+struct tracked_request;
+
+struct node {
+    const struct node_driver *driver;
+    void *opaque;
+    char *filename;         /* as given; "" for a node without a file */
+    struct node *file;      /* the protocol node below a format, or the node that a filter sits on */
+    struct node *backing;   /* or NULL */
+    struct node *data_file; /* external data file, or NULL */
+    struct host_file *host; /* protocol nodes only */
+    struct node_limits limits;
+    uint64_t length;        /* bytes; read with node_length; changes in co_truncate only */
+    bool read_only;
+    bool supports_zeroes;   /* co_pwrite_zeroes can be expected to be cheap */
+    bool detect_zeroes_unmap, detect_zeroes;
+    bool unsafe;            /* flushes are dropped */
+    int refs;               /* open children are shared; only on the thread that opens and closes */
+
+    /* generic I/O: host/block/io.c */
+    struct spinlock tracked_guard;
+    struct tracked_request *tracked;
+    unsigned serialising_in_flight;
+    /* Flushes that share: a write that ends raises write_gen; a flush covers what was written before it. */
+    struct spinlock flush_guard;
+    uint64_t write_gen, flushed_gen;
+    bool flush_active;
+    struct co_queue flush_waiters;
+};
+
+/* Opens PATH with everything it needs below it. On success *NODE has one reference. Coroutine, on the loop
+ * that will also close it. */
+int coroutine_fn node_co_open(const char *path, const struct open_options *options, struct node **node,
+                              struct error *err);
+
+/* Opens the backing file NAME (as written in an image; BACKING_FORMAT or NULL) of PARENT by OPTIONS->backing. */
+int coroutine_fn node_co_open_backing(struct node *parent, const char *name, const char *backing_format,
+                                      const struct open_options *options, struct node **node, struct error *err);
+
+/* Only the protocol node on a host file. */
+int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options, struct node **node,
+                                       struct error *err);
+
+/* Puts a filter (a driver that is neither protocol nor format) above BELOW, taking over the reference to it. */
+int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct node *below, void *filter_options,
+                                     struct node **node, struct error *err);
+
+/* Drops a reference; the last one flushes and closes. Result: 0 or the first error of that. */
+int coroutine_fn node_co_close(struct node *node);
+
+/* Guesses the format of what is in HOST: "qcow2" by its magic, else "raw". Reads at most one sector; opens
+ * nothing else. */
+int coroutine_fn node_co_probe(struct node *protocol, const char **format);
+
+/* The table of drivers, NULL-terminated. */
+extern const struct node_driver *const node_drivers[];
+const struct node_driver *node_driver_find(const char *format_name);
+
+uint64_t node_length(const struct node *node); /* any thread */
+
+int coroutine_fn node_co_preadv(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
+int coroutine_fn node_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
+int coroutine_fn node_co_pwrite_zeroes(struct node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+int coroutine_fn node_co_pdiscard(struct node *node, uint64_t offset, uint64_t bytes);
+int coroutine_fn node_co_flush(struct node *node);
+/* EXACT: the image ends up with this length; else at least this much room below. */
+int coroutine_fn node_co_truncate(struct node *node, uint64_t bytes, bool exact, struct error *err);
+/* *PNUM: how many bytes from OFFSET on are alike, at most BYTES, at least 1 unless OFFSET is the end.
+ * Looks at this layer only. */
+int coroutine_fn node_co_block_status(struct node *node, uint64_t offset, uint64_t bytes, uint64_t *pnum,
+                                      unsigned *flags, uint64_t *host_offset);
+
+/* Plain-buffer forms. */
+int coroutine_fn node_co_pread(struct node *node, uint64_t offset, void *buf, uint64_t bytes);
+int coroutine_fn node_co_pwrite(struct node *node, uint64_t offset, const void *buf, uint64_t bytes, unsigned flags);
+
+/* Buffers for I/O: aligned to what the whole chain needs; freed with free(). NULL if memory is short. */
+void *node_buffer(const struct node *node, size_t bytes);
+
+#endif

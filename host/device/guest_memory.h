@@ -1,0 +1,52 @@
+/*
+ * The guest's memory as the device sees it: a table of regions, and the one way from a guest address to a
+ * pointer. A guest address is not a pointer and has a type of its own.
+ *
+ * A table is immutable once published; a new one replaces it only while no request is in flight on any queue
+ * that uses it (host/vhost_user sees to that).
+ */
+#ifndef RINGSIDE_DEVICE_GUEST_MEMORY_H
+#define RINGSIDE_DEVICE_GUEST_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+typedef struct {
+    uint64_t value;
+} guest_addr;
+
+struct guest_region {
+    uint64_t guest_addr; /* first guest-physical (or IOVA) address */
+    uint64_t user_addr;  /* the front end's address of the same byte: rings are named in this space */
+    uint64_t bytes;
+    uint8_t *host; /* where it is mapped here */
+    /* owner's: */
+    void *mapping;
+    size_t mapping_bytes;
+    int fd;
+};
+
+#define GUEST_REGIONS_MAX 512
+
+struct guest_memory {
+    unsigned count;
+    struct guest_region regions[GUEST_REGIONS_MAX]; /* sorted by guest_addr, not overlapping */
+};
+
+/* Inserts in order. -EINVAL: length 0, wraps, or overlaps; -ENOSPC: table full. */
+int guest_memory_add(struct guest_memory *memory, const struct guest_region *region);
+
+/* Translates [ADDR, ADDR+BYTES) into iovecs appended at IOV[*NIOV] (room for MAX in all), several where the
+ * range crosses regions that touch. BYTES > 0. -EFAULT: not all of it is guest memory; -ENOBUFS: more than MAX. */
+int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, struct iovec *iov,
+                           unsigned *niov, unsigned max);
+
+/* One contiguous piece, or NULL. */
+void *guest_memory_pointer(const struct guest_memory *memory, guest_addr addr, uint64_t bytes);
+
+/* The same for an address in the front end's own space (SET_VRING_ADDR). */
+void *guest_memory_user_pointer(const struct guest_memory *memory, uint64_t user_addr, uint64_t bytes);
+
+#endif

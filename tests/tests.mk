@@ -1,0 +1,70 @@
+# Tests. A test is a program or a script that prints TAP; tests/run runs them and counts.
+#
+#   tests/unit/NAME_test.c     one cmocka program each; also built with sanitizers
+#   tests/*/test-NAME.sh       scripts; RINGSIDE_BUILD says where the programs are, RINGSIDE_SIZE short or long
+#   tests/fuzz/NAME_fuzz.c     libFuzzer targets (clang)
+
+UNIT_SRC := $(wildcard tests/unit/*_test.c)
+UNIT_HELPER_SRC := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
+UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
+
+$(BUILD)/tests/unit/%_test: $(BUILD)/obj/tests/unit/%_test.c.o $(call obj_of,$(UNIT_HELPER_SRC)) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
+	$(call link,-lcmocka)
+.PRECIOUS: $(BUILD)/obj/tests/unit/%.c.o
+
+# Programs that test scripts need besides the real ones: tests/TOOLDIR/tool_NAME.c
+TOOL_SRC := $(wildcard tests/*/tool_*.c)
+TOOLS := $(foreach t,$(TOOL_SRC),$(BUILD)/tests/$(basename $(notdir $(t))))
+define tool_rule
+$(BUILD)/tests/$(basename $(notdir $(1))): $(BUILD)/obj/$(1).o $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
+	$$(call link)
+endef
+$(foreach t,$(TOOL_SRC),$(eval $(call tool_rule,$(t))))
+
+.PHONY: units tools check check-unit check-image check-harness check-qemu check-crash check-fuzz check-long
+units: $(UNIT)
+tools: $(TOOLS)
+
+# Which units run again under which sanitizer
+UNIT_TSAN ?= $(filter-out $(UNIT_NO_TSAN),$(notdir $(UNIT)))
+
+RUN := RINGSIDE_BUILD=$(abspath $(BUILD)) tests/run
+
+.PHONY: build-all build-asan build-tsan build-ucontext
+build-all:
+	@$(MAKE) --no-print-directory all units tools
+build-asan:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan SAN=address,undefined host units tools
+build-tsan:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan SAN=thread host units tools
+build-ucontext:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/ucontext CO=ucontext $(BUILD)/ucontext/tests/unit/coroutine_test
+
+ROW_unit    = $(UNIT) $(patsubst %,$(BUILD)/asan/tests/unit/%,$(notdir $(UNIT))) \
+              $(patsubst %,$(BUILD)/tsan/tests/unit/%,$(UNIT_TSAN)) $(wildcard tests/unit/test-*.sh) \
+              $(if $(wildcard tests/unit/coroutine_test.c),$(BUILD)/ucontext/tests/unit/coroutine_test)
+ROW_image   = $(wildcard tests/image/test-*.sh)
+ROW_harness = $(wildcard tests/harness/test-*.sh)
+ROW_qemu    = $(wildcard tests/qemu/test-*.sh)
+ROW_crash   = $(wildcard tests/crash/test-*.sh)
+ROW_fuzz    = $(wildcard tests/fuzz/test-*.sh)
+ROW_lint    = tests/test-lint.sh
+
+check-unit: packages build-all build-asan build-tsan build-ucontext
+	@$(RUN) $(ROW_unit)
+check-image check-crash check-fuzz check-harness check-qemu: check-%: packages build-all build-asan build-tsan
+	@$(RUN) $(ROW_$*)
+check: packages build-all build-asan build-tsan build-ucontext
+	@$(RUN) $(ROW_lint) $(ROW_unit) $(ROW_image) $(ROW_harness) $(ROW_qemu) $(ROW_crash) $(ROW_fuzz)
+check-long: packages build-all build-asan build-tsan build-ucontext
+	@RINGSIDE_SIZE=long $(RUN) $(ROW_unit) $(ROW_image) $(ROW_harness) $(ROW_qemu) $(ROW_crash) $(ROW_fuzz)
+
+SOURCES = $(shell git ls-files '*.c' '*.h' 2>/dev/null || find common guest host tests -name '*.[ch]')
+
+lint: packages
+	@tests/test-lint.sh
+format:
+	clang-format -i $(SOURCES)
+
+bench: packages build-all
+	@RINGSIDE_BUILD=$(abspath $(BUILD)) tests/bench/run
