@@ -3,7 +3,10 @@
  * pointer. A guest address is not a pointer and has a type of its own.
  *
  * A table is immutable once published; a new one replaces it only while no request is in flight on any queue
- * that uses it (host/vhost_user sees to that).
+ * that uses it (host/vhost_user sees to that). Lookups may then be made on any thread.
+ *
+ * The memory's files belong to the peer, who can cut them short under us. sigbus_guard.h turns the resulting
+ * SIGBUS into a flag that the owner of the mapping looks at.
  */
 #ifndef RINGSIDE_DEVICE_GUEST_MEMORY_H
 #define RINGSIDE_DEVICE_GUEST_MEMORY_H
@@ -38,15 +41,26 @@ struct guest_memory {
 /* Inserts in order. -EINVAL: length 0, wraps, or overlaps; -ENOSPC: table full. */
 int guest_memory_add(struct guest_memory *memory, const struct guest_region *region);
 
+/* The region that holds guest address ADDR, or NULL. */
+const struct guest_region *guest_memory_find(const struct guest_memory *memory, guest_addr addr);
+
 /* Translates [ADDR, ADDR+BYTES) into iovecs appended at IOV[*NIOV] (room for MAX in all), several where the
- * range crosses regions that touch. BYTES > 0. -EFAULT: not all of it is guest memory; -ENOBUFS: more than MAX. */
+ * range crosses regions that touch. BYTES > 0. -EFAULT: not all of it is guest memory; -ENOBUFS: more than MAX.
+ * On error *NIOV is as before. */
 int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, struct iovec *iov,
                            unsigned *niov, unsigned max);
 
 /* One contiguous piece, or NULL. */
 void *guest_memory_pointer(const struct guest_memory *memory, guest_addr addr, uint64_t bytes);
 
+/* Copies BYTES from ADDR, across regions that touch. 0 or -EFAULT. */
+int guest_memory_read(const struct guest_memory *memory, guest_addr addr, void *to, uint64_t bytes);
+
 /* The same for an address in the front end's own space (SET_VRING_ADDR). */
 void *guest_memory_user_pointer(const struct guest_memory *memory, uint64_t user_addr, uint64_t bytes);
+
+/* Back from a pointer into a region to the guest's address of that byte: for the dirty log. False: not guest
+ * memory. */
+bool guest_memory_address(const struct guest_memory *memory, const void *host, guest_addr *addr);
 
 #endif

@@ -22,13 +22,43 @@ struct virtio_blk;
 
 #define VIRTIO_BLK_QUEUES_MAX 64
 
+/* What becomes of a request that the block layer failed (QEMU's words and meanings) */
+enum virtio_blk_policy {
+    VIRTIO_BLK_REPORT, /* the driver gets IOERR */
+    VIRTIO_BLK_IGNORE, /* the driver gets OK */
+    VIRTIO_BLK_STOP,   /* the request is parked, the transport told; virtio_blk_resume tries it again */
+    VIRTIO_BLK_ENOSPC  /* stop where it is -ENOSPC, report the rest */
+};
+
+/* An emulated host-managed zoned disk (5.2.6); zone_sectors 0: an ordinary disk. */
+struct virtio_blk_zoned_options {
+    uint32_t zone_sectors;
+    uint32_t conventional_zones; /* the first ones */
+    uint32_t max_open_zones, max_active_zones; /* 0: no limit */
+    uint32_t max_append_sectors;               /* 0: ZONE_APPEND is unsupported */
+    const char *state_path; /* file that keeps zone states over a restart; NULL: derived at start as all empty */
+};
+
+/* Zero is the default of every field but those of the first two lines. */
 struct virtio_blk_options {
-    unsigned num_queues;        /* 1..VIRTIO_BLK_QUEUES_MAX */
-    unsigned queue_size_max;    /* power of two, 2..32768 */
+    unsigned num_queues;     /* 1..VIRTIO_BLK_QUEUES_MAX */
+    unsigned queue_size_max; /* power of two, 2..32768 */
     uint32_t logical_block_size, physical_block_size; /* powers of two, 512.., logical <= physical */
     char serial[VIRTIO_BLK_ID_BYTES + 1];
     bool request_merging;
-    bool discard;               /* offer DISCARD and WRITE_ZEROES with unmap */
+    bool discard;          /* offer DISCARD, and WRITE_ZEROES with unmap */
+    bool secure_erase;     /* offer SECURE_ERASE (zeroes are written; the old bytes are not kept by us) */
+    uint64_t features_off; /* bits that are not offered although the device has them */
+    enum virtio_blk_policy read_error, write_error;
+    /* An interrupt is put off until so many completions wait for it or so much time has gone by; 0: neither */
+    unsigned coalesce_count;
+    uint64_t coalesce_ns;
+    bool lifetime; /* offer LIFETIME, answered with these */
+    uint16_t lifetime_pre_eol, lifetime_type_a, lifetime_type_b;
+    struct virtio_blk_zoned_options zoned;
+    /* Judge of the driver: called with a line for each broken rule, on the queue's loop. NULL: none. */
+    void (*audit)(void *opaque, const char *line);
+    void *audit_opaque;
 };
 
 /* BLK must outlive the device. NULL with ERR set. */
@@ -47,13 +77,24 @@ void virtio_blk_config_read(struct virtio_blk *device, uint32_t offset, void *bu
 /* Only `writeback` can be written, and only if CONFIG_WCE was negotiated; -EINVAL otherwise. */
 int virtio_blk_config_write(struct virtio_blk *device, uint32_t offset, const void *buf, uint32_t bytes);
 
-/* The device tells its transport. Called on any of its loops. */
+/* The device tells its transport. Called on any of its loops; NULL entries are left out. */
 struct virtio_blk_events {
     void (*config_changed)(void *opaque);      /* capacity and the like: announce it */
     void (*needs_reset)(void *opaque, unsigned queue, const char *why); /* a ring is broken; WHY for the log */
+    void (*interrupt)(void *opaque, unsigned queue);   /* instead of call_fd, where that is -1 */
+    void (*stopped)(void *opaque, unsigned queue, int error); /* the error policy parked a request */
     void *opaque;
 };
 void virtio_blk_set_events(struct virtio_blk *device, const struct virtio_blk_events *events);
+
+/* A ring was found broken since the last virtio_blk_reset: status shows DEVICE_NEEDS_RESET (2.1.2). Any thread. */
+bool virtio_blk_needs_reset(const struct virtio_blk *device);
+
+/* Device reset (2.4), after all queues were stopped: nothing is negotiated any more. */
+void virtio_blk_reset(struct virtio_blk *device);
+
+/* Tries the requests again that an error policy parked. Any thread. */
+void virtio_blk_resume(struct virtio_blk *device);
 
 struct virtio_blk_queue_setup {
     unsigned size;                 /* split: power of two; packed: any; <= queue_size_max */
@@ -64,17 +105,19 @@ struct virtio_blk_queue_setup {
     void *desc, *driver, *device;
     uint16_t last_avail_idx;       /* split: where to go on; packed: bit 15 is the wrap counter */
     uint16_t last_used_idx;        /* packed only, likewise */
-    int kick_fd;                   /* eventfd, or -1: the queue is polled (or kicked by virtio_blk_queue_kick) */
+    int kick_fd;                   /* eventfd, or -1: virtio_blk_queue_kick is called instead */
+    bool no_kicks;                 /* nobody kicks at all: look at the ring again and again (vhost-user polling) */
     int call_fd;                   /* eventfd written to interrupt the driver, or -1 */
     void *inflight;                /* this queue's part of the inflight region, or NULL; a stranger's memory */
-    size_t inflight_bytes;
+    size_t inflight_bytes;         /* see inflight.h for how much a queue needs */
+    const uint32_t *memory_broken; /* sigbus_guard.h: non-zero once the memory was cut short; or NULL */
     uint8_t *log;                  /* dirty log for migration, or NULL */
     size_t log_bytes;
     bool log_used;                 /* writes to the used ring are logged, from log_used_addr on */
     uint64_t log_used_addr;
 };
 
-/* Starts serving queue INDEX on LOOP: takes up what the inflight region says was in flight, then scans the ring
+/* Starts serving queue INDEX on LOOP (descriptors stay the caller's until the queue is stopped): takes up what the inflight region says was in flight, then scans the ring
  * for what is already waiting. Coroutine on the control loop; returns when LOOP has taken it over. */
 int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
                                            const struct virtio_blk_queue_setup *setup, struct error *err);
@@ -87,13 +130,19 @@ void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned i
 /* Replaces the call descriptor (-1: none) of a running or stopped queue. Coroutine on the control loop. */
 void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsigned index, int call_fd);
 
-/* "There may be something in the ring": for transports without an eventfd. On the queue's loop. */
+/* "There may be something in the ring": for transports without an eventfd, and harmless at any time. With
+ * NOTIFICATION_DATA the transport drops the data: it is a hint, the ring decides (2.9). On the queue's loop. */
 void virtio_blk_queue_kick(struct virtio_blk *device, unsigned index);
 
 struct virtio_blk_queue_stats {
-    uint64_t kicks, interrupts, popped, completed, batches, merged_requests, merges;
-    uint64_t errors, unsupported, broken;
+    uint64_t kicks, interrupts;
+    uint64_t popped, completed;       /* requests */
+    uint64_t batches;                 /* times that used entries were published */
+    uint64_t merges, merged_requests; /* merged into so many; requests that went into those */
+    uint64_t errors, unsupported, invalid, broken;
+    uint64_t stalls; /* times that fetching had to wait for a completion */
 };
+/* Any thread; a snapshot, may be torn. */
 void virtio_blk_queue_stats(struct virtio_blk *device, unsigned index, struct virtio_blk_queue_stats *stats);
 
 #endif
