@@ -29,20 +29,6 @@
 extern "C" {
 #endif
 
-/* Errors, returned negative. Values are Linux's so that a port can pass them on. */
-enum vblk_error {
-    VBLK_EIO = 5,       /* the device said IOERR, or wrote no status */
-    VBLK_EAGAIN = 11,   /* no room now */
-    VBLK_ENOMEM = 12,
-    VBLK_EBUSY = 16,
-    VBLK_ENODEV = 19,   /* no such device, or the disk has failed for good */
-    VBLK_EINVAL = 22,
-    VBLK_EROFS = 30,
-    VBLK_ERANGE = 34,   /* beyond capacity */
-    VBLK_ENOTSUP = 95,  /* the device did not offer it, or said UNSUPP */
-    VBLK_ETIMEDOUT = 110
-};
-
 enum vblk_op {
     VBLK_READ,
     VBLK_WRITE,
@@ -58,7 +44,7 @@ enum vblk_op {
     VBLK_ZONE_FINISH,
     VBLK_ZONE_RESET,
     VBLK_ZONE_RESET_ALL,
-    VBLK_ZONE_APPEND   /* on success `sector` is where the data went */
+    VBLK_ZONE_APPEND /* on success `sector` is where the data went */
 };
 
 /* A piece of memory. For read and write its length is any; only their sum must be a multiple of the block
@@ -73,32 +59,36 @@ struct vblk_seg {
 /* A request is the caller's memory from vblk_submit to `complete`; so are its segments and their bytes. */
 struct vblk_request {
     enum vblk_op op;
-    uint32_t flags;                /* VBLK_REQUEST_... */
-    uint64_t sector;               /* first sector, where the operation has one */
-    uint64_t num_sectors;          /* DISCARD, WRITE_ZEROES, SECURE_ERASE: how many; else ignored */
-    const struct vblk_seg *segs;   /* data, where the operation has any */
+    uint32_t flags;              /* VBLK_REQUEST_... */
+    uint64_t sector;             /* first sector, where the operation has one */
+    uint64_t num_sectors;        /* DISCARD, WRITE_ZEROES, SECURE_ERASE: how many; else ignored */
+    const struct vblk_seg *segs; /* data, where the operation has any */
     uint32_t nsegs;
     /* RESULT: 0 or -VBLK_E...; inside vblk_poll (or vblk_stop), never inside vblk_submit. */
     void (*complete)(struct vblk_request *request, int result);
-    void *opaque;                  /* the caller's */
+    void *opaque; /* the caller's */
 
-    struct {                       /* the driver's, from submit to complete */
+    struct { /* the driver's, from submit to complete */
         struct vblk_request *next;
-        uint64_t progress, deadline_ns;
-        uint32_t parts_in_flight, seg;
+        uint64_t remaining; /* bytes or sectors that no part has yet */
+        uint64_t sector;    /* where the next part begins */
         size_t seg_offset;
+        uint32_t seg;
+        uint32_t parts; /* in flight */
         int result;
-        uint32_t state;
     } driver;
 };
 
 struct vblk_config {
-    unsigned num_queues;           /* wanted; the device may have fewer. 0 = 1 */
-    unsigned queue_size;           /* wanted; power of two; the device may have less. 0 = 256 */
-    unsigned indirect_segs;        /* entries of each request's indirect table; 0 = no indirect tables */
-    uint64_t refuse_features;      /* bits not to accept though offered (tests, quirks) */
-    uint64_t deadline_ns;          /* for one request; 0 = 30 s */
-    bool poll_only;                /* never ask for interrupts */
+    unsigned num_queues;      /* wanted; the device may have fewer. 0 = 1 */
+    unsigned queue_size;      /* wanted; power of two; the device may have less. 0 = 256 */
+    unsigned indirect_segs;   /* entries of each request's indirect table; 0 = no indirect tables */
+    uint64_t refuse_features; /* bits not to accept though offered (tests, quirks) */
+    /* How long a request may be the oldest of its queue and stay undone: after a quarter of it the driver
+     * looks again and reads the device's status, after half it kicks again, after all of it the queue or the
+     * device is reset. Also the bound of every other wait. 0 = 30 s */
+    uint64_t deadline_ns;
+    bool poll_only; /* never ask for interrupts */
 };
 
 struct vblk;
@@ -108,32 +98,41 @@ struct vblk;
 size_t vblk_memory_bytes(const struct vblk_config *config);
 size_t vblk_dma_bytes(const struct vblk_config *config);
 
-/* Resets the device behind TRANSPORT, negotiates (3.1.1), reads its configuration, sets its queues up and makes
- * it live. MEMORY (MEMORY_BYTES of it, at least vblk_memory_bytes, aligned to 64) holds all of the driver's
- * state and belongs to it until vblk_stop; DMA memory comes from the platform. *DISK points into MEMORY.
- * Errors: -VBLK_ENODEV, -VBLK_ENOMEM, -VBLK_ENOTSUP (features or limits that can't work), -VBLK_ETIMEDOUT. */
+/* Resets the device behind TRANSPORT, negotiates (3.1.1), reads its configuration, sets its queues up and
+ * makes it live. MEMORY (MEMORY_BYTES of it, at least vblk_memory_bytes, aligned to 64) holds all of the
+ * driver's state and belongs to it until vblk_stop; DMA memory comes from the platform. *DISK points into
+ * MEMORY. Errors: -VBLK_ENODEV, -VBLK_ENOMEM, -VBLK_ENOTSUP (features or limits that can't work),
+ * -VBLK_ETIMEDOUT. */
 int vblk_start(struct vblk **disk, void *memory, size_t memory_bytes, struct vtr *transport,
                const struct vblk_platform *platform, const struct vblk_config *config);
 
 /* Resets the device; every request not complete is completed with -VBLK_ENODEV; DMA memory is given back. */
 void vblk_stop(struct vblk *disk);
 
-/* Queues the request. It may go to the device at once, in parts, or wait for room in the ring: always accepted
- * unless it is wrong. Errors (then `complete` is not called): -VBLK_EINVAL (shape), -VBLK_ERANGE, -VBLK_EROFS,
- * -VBLK_ENOTSUP, -VBLK_ENODEV. */
+/* Queues the request. It may go to the device at once, in parts, or wait for room in the ring: always
+ * accepted unless it is wrong. Errors (then `complete` is not called): -VBLK_EINVAL (shape), -VBLK_ERANGE,
+ * -VBLK_EROFS, -VBLK_ENOTSUP, -VBLK_ENODEV. */
 int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request);
 
 /* Tells the device about everything submitted since the last kick, if it wants to be told. */
 void vblk_kick(struct vblk *disk, unsigned queue);
 
-/* Takes completions from the used ring, calls `complete`, submits what was waiting for room, and watches the
- * deadlines. Returns the number of requests completed. */
+/* Takes completions from the used ring, calls `complete`, submits (and kicks) what was waiting for room, and
+ * watches the deadlines: call it on an interrupt, and now and then without one. `complete` may call
+ * vblk_submit and vblk_kick, but nothing here that polls. Returns the number of requests completed. */
 unsigned vblk_poll(struct vblk *disk, unsigned queue);
 
-/* Interrupts: off while polling, on before waiting. vblk_interrupts_on returns true if something is already
- * there: then poll again instead of waiting (2.7.14). */
+/* Interrupts: off while polling (and after vblk_start), on before waiting. An interrupt may turn them off
+ * again, so vblk_interrupts_on belongs after each poll that is to be followed by one. It returns true if
+ * something is already there: then poll again instead of waiting (2.7.14). */
 void vblk_interrupts_off(struct vblk *disk, unsigned queue);
 bool vblk_interrupts_on(struct vblk *disk, unsigned queue);
+
+/* For an interrupt line (INTx, MMIO): reads and acknowledges the transport's interrupt status, handles a
+ * change of the configuration, and returns true if queues want polling. With MSI-X it isn't needed: a queue's
+ * vector means vblk_poll, the configuration's vector vblk_config_changed. May be called beside any other
+ * function. */
+bool vblk_interrupt(struct vblk *disk);
 
 /* Call from the configuration interrupt (or now and then): re-reads capacity, sees DEVICE_NEEDS_RESET. */
 void vblk_config_changed(struct vblk *disk);
@@ -147,20 +146,35 @@ int vblk_flush(struct vblk *disk, unsigned queue);
 int vblk_discard(struct vblk *disk, unsigned queue, uint64_t sector, uint64_t num_sectors);
 int vblk_write_zeroes(struct vblk *disk, unsigned queue, uint64_t sector, uint64_t num_sectors, bool unmap);
 int vblk_get_id(struct vblk *disk, unsigned queue, char id[VIRTIO_BLK_ID_BYTES + 1]);
+int vblk_secure_erase(struct vblk *disk, unsigned queue, uint64_t sector, uint64_t num_sectors);
+/* Values that the specification reserves are read as 0, "undefined". */
+int vblk_get_lifetime(struct vblk *disk, unsigned queue, struct virtio_blk_lifetime *lifetime);
 int vblk_run(struct vblk *disk, unsigned queue, struct vblk_request *request); /* any request */
 
-/* 0 write-through, 1 write-back. Drains and flushes before it changes it. -VBLK_ENOTSUP without CONFIG_WCE. */
+/* Polls or waits until nothing is in flight or waiting on the queue. -VBLK_EBUSY inside `complete`. */
+int vblk_drain(struct vblk *disk, unsigned queue);
+
+/* false write-through, true write-back. Drains queue 0 and flushes before it changes it (5.2.6.1).
+ * -VBLK_ENOTSUP without CONFIG_WCE, -VBLK_EBUSY with requests on other queues. */
 int vblk_set_write_cache(struct vblk *disk, bool on);
 
+/* 3.4: the device stops at a point where nothing is half done, and keeps all its state; requests submitted
+ * meanwhile wait. -VBLK_ENOTSUP without VIRTIO_F_SUSPEND, -VBLK_EBUSY (another queue's owner is inside the
+ * driver, or a recovery runs), -VBLK_ETIMEDOUT (the device is then reset by the next vblk_poll). */
+int vblk_suspend(struct vblk *disk);
+int vblk_resume(struct vblk *disk);
+
 struct vblk_info {
-    uint64_t features;             /* negotiated */
-    uint64_t device_features;      /* offered */
+    uint64_t features;        /* negotiated */
+    uint64_t device_features; /* offered */
     uint64_t capacity_sectors;
-    uint32_t block_size;           /* bytes, logical */
+    uint32_t block_size;                                    /* bytes, logical */
     uint32_t physical_block_size, min_io_size, opt_io_size; /* bytes */
-    uint32_t size_max, seg_max;    /* as in force */
+    uint32_t size_max, seg_max;                             /* as in force */
     unsigned num_queues, queue_size, device_num_queues;
     bool read_only, write_cache, failed;
+    bool packed_ring, polling;       /* polling: no interrupt vector could be had */
+    uint64_t recoveries;             /* resets of device or queue, so far */
     struct virtio_blk_config config; /* as last read; fields without their feature are zero */
 };
 

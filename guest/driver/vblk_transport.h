@@ -25,8 +25,11 @@ struct vtr_queue {
 };
 
 struct vtr_ops {
-    const char *name; /* "pci", "mmio", "vhost-user", ... */
-    bool legacy;      /* no VERSION_1, no FEATURES_OK, legacy ring layout */
+    const char *name;      /* "pci", "mmio", "vhost-user", ... */
+    bool legacy;           /* no VERSION_1, no FEATURES_OK, legacy ring layout */
+    bool fixed_queue_size; /* legacy PCI: a queue has the size that the device says, no other */
+    /* Which of the reserved feature bits NOTIFICATION_DATA, NOTIF_CONFIG_DATA and RING_RESET it can carry. */
+    uint64_t carries;
 
     uint8_t (*get_status)(struct vtr *vtr);
     void (*set_status)(struct vtr *vtr, uint8_t status); /* 0 asks for a reset; poll get_status for 0 */
@@ -39,9 +42,10 @@ struct vtr_ops {
     uint32_t (*config_generation)(struct vtr *vtr);
     unsigned (*config_bytes)(struct vtr *vtr); /* how much there is */
 
-    unsigned (*num_queues)(struct vtr *vtr);                     /* upper bound known to the transport, or 0 */
+    unsigned (*num_queues)(struct vtr *vtr); /* upper bound known to the transport, or 0 */
     unsigned (*queue_size_max)(struct vtr *vtr, unsigned index); /* 0: no such queue */
-    /* Programs and enables it. 0, -VBLK_EBUSY (in use), -VBLK_ENODEV, -VBLK_ENOTSUP (vector refused) */
+    /* Programs and enables it. 0, -VBLK_EBUSY (in use), -VBLK_ENODEV, -VBLK_ENOTSUP (vector refused: it is
+     * not enabled, and may be tried with another). */
     int (*queue_enable)(struct vtr *vtr, const struct vtr_queue *queue);
     /* RING_RESET: starts it; queue_is_reset says when it is done. NULL if the transport has none. */
     void (*queue_reset)(struct vtr *vtr, unsigned index);
@@ -52,7 +56,21 @@ struct vtr_ops {
 
     /* Reads (and clears) which kinds of interrupt are pending: bit 0 queues, bit 1 configuration. */
     uint8_t (*interrupt_status)(struct vtr *vtr);
+
+    /* All below may be NULL. */
+
+    /* Interrupt vectors there are to choose from (MSI-X); 0 or NULL: one line for everything, or none. */
+    unsigned (*num_vectors)(struct vtr *vtr);
+    /* VECTOR for configuration changes, or VTR_NO_VECTOR. -VBLK_ENOTSUP if the device refuses (4.1.5.1.2.2).
+     */
+    int (*set_config_vector)(struct vtr *vtr, uint16_t vector);
+    /* The device ignores a reset: keeps it from memory by other means (bus mastering off). True if that
+     * worked. */
+    bool (*cut_off)(struct vtr *vtr);
 };
+
+#define VTR_INTERRUPT_QUEUES 1u
+#define VTR_INTERRUPT_CONFIG 2u
 
 struct vtr {
     const struct vtr_ops *ops;
