@@ -1,7 +1,7 @@
 /*
- * Locks and waiting for coroutines. A waiter yields; it never blocks its thread. All of these may be shared by
- * coroutines of different loops; each is a short spin section around a FIFO of waiters, and a waiter is woken
- * on its own loop. Zero-initialised objects are valid (CO_MUTEX_INIT and so on say so explicitly).
+ * Locks and waiting for coroutines. A waiter yields; it never blocks its thread. All of these may be shared
+ * by coroutines of different loops; each is a short spin section around a FIFO of waiters, and a waiter is
+ * woken on its own loop. Zero-initialised objects are valid (CO_MUTEX_INIT and so on say so explicitly).
  */
 #ifndef RINGSIDE_RUNTIME_CO_LOCK_H
 #define RINGSIDE_RUNTIME_CO_LOCK_H
@@ -34,9 +34,9 @@ struct co_mutex {
     struct co_wait_list waiters;
 };
 
-#define CO_MUTEX_INIT                                                                                        \
-    {                                                                                                        \
-        0                                                                                                    \
+#define CO_MUTEX_INIT \
+    {                 \
+        0             \
     }
 
 void coroutine_fn co_mutex_lock(struct co_mutex *mutex);

@@ -39,7 +39,7 @@ struct coroutine *co_create(co_entry *entry, void *arg);
 void co_enter(struct coroutine *co);
 
 /* Gives control back to whoever entered or resumed this coroutine, until co_wake. */
-void coroutine_fn co_yield(void);
+void coroutine_fn co_yield (void);
 
 /* Lets CO go on after its co_yield. Any thread.
  * From CO's home thread outside of any coroutine: CO runs at once, inside this call.

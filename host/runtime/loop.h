@@ -61,24 +61,30 @@ struct loop_fd {
     /* Adaptive polling; all NULL for a handler that can't be polled.
      * poll: look for work without a system call; true if there is some. It must not do the work.
      * poll_ready: do the work that poll saw.
-     * poll_begin/poll_end: the loop goes into or leaves a time of polling: notifications (of a virtqueue, say)
-     * may be turned off or have to be on again. After poll_end the loop polls once more before it sleeps. */
+     * poll_begin/poll_end: the loop goes into or leaves a time of polling: notifications (of a virtqueue,
+     * say) may be turned off or have to be on again. After poll_end the loop polls once more before it
+     * sleeps. */
     bool (*poll)(void *opaque);
     void (*poll_ready)(void *opaque);
     void (*poll_begin)(void *opaque);
     void (*poll_end)(void *opaque);
 
+    /* Edge-triggered: on_readable runs once for every time that the descriptor is signalled anew, so that an
+     * eventfd need never be read. */
+    bool edge;
+
     /* The loop's own from here on. */
+    bool added, polling, fired;
     struct loop *loop;
     struct loop_fd *next_polled, *prev_polled;
     uint64_t poll_budget_ns;
     uint32_t events;
-    bool added, polling;
 };
 
 /* The fields above the line are set by the caller, who owns the object and the descriptor. 0 or -errno. */
 int loop_fd_add(struct loop *loop, struct loop_fd *handler);
-/* Safe inside a handler, its own included: no callback of HANDLER runs after this returns. */
+/* Safe inside a handler, its own included: no callback of HANDLER runs after this returns, poll_end neither.
+ * No effect on one that is not added. */
 void loop_fd_remove(struct loop_fd *handler);
 /* After on_readable or on_writable was set or cleared. */
 void loop_fd_update(struct loop_fd *handler);
@@ -97,13 +103,18 @@ struct loop_timer {
     void *opaque;
     uint64_t deadline_ns;
     /* the loop's own */
+    bool armed;
     struct loop *loop;
-    size_t heap_index; /* 1-based; 0 = not armed */
+    uint64_t sequence; /* timers of one deadline fire in the order in which they were armed */
+    struct loop_timer *child, *sibling, *previous;
 };
 
 /* Arms or moves; DEADLINE_NS is on world_now_ns's clock. Fires once. */
 void loop_timer_arm(struct loop *loop, struct loop_timer *timer, uint64_t deadline_ns);
 void loop_timer_cancel(struct loop_timer *timer); /* no effect when not armed */
+
+/* The deadline of the timer that fires next, UINT64_MAX if none is armed. */
+uint64_t loop_next_deadline(const struct loop *loop);
 
 /* ---- bottom halves: a call in the loop's thread, asked for from anywhere ---- */
 
@@ -135,6 +146,35 @@ struct loop_deferred {
 /* FN runs once when this turn has no ready handler or coroutine left, before the loop polls or sleeps;
  * asking again before that has no effect. */
 void loop_defer(struct loop *loop, struct loop_deferred *deferred);
+
+/* ---- what other modules keep for each loop: an engine's context, say ---- */
+
+enum loop_attachment {
+    LOOP_ATTACH_LAIO,
+    LOOP_ATTACH_URING,
+    LOOP_ATTACH_THREADS,
+    LOOP_ATTACH_BLOCK,
+    LOOP_ATTACH_QCOW2,
+    LOOP_ATTACH_DEVICE,
+    LOOP_ATTACH_TEST,
+    LOOP_ATTACH_COUNT
+};
+
+/* STATE belongs to LOOP from now on: loop_destroy calls DESTROY(STATE), the latest key first, on the loop's
+ * thread, with loop_current still LOOP. */
+void loop_attach(struct loop *loop, enum loop_attachment key, void *state, void (*destroy)(void *state));
+
+/* What was attached, or NULL. */
+void *loop_attached(const struct loop *loop, enum loop_attachment key);
+
+/* ---- for a simulator ---- */
+
+/* Makes LOOP (or NULL) the calling thread's current loop and returns the one that was. Several loops can so
+ * live in one thread, of which one at a time has its turn. Not inside a coroutine. */
+struct loop *loop_switch_current(struct loop *loop);
+
+/* Is there anything that a turn would do now, descriptors and timers apart? */
+bool loop_pending(const struct loop *loop);
 
 /* ---- figures ---- */
 
