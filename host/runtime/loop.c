@@ -5,6 +5,9 @@
  * everything that other threads can hand it; whoever hands it something looks at `asleep` afterwards. One of
  * the two sees the other, so no wake-up is lost, and a loop that is awake costs its wakers no system call.
  *
+ * A loop's memory and eventfd outlive it and serve the next one: whoever woke it last may still be on the
+ * way out of loop_notify when it is destroyed, and then at worst wakes its successor for nothing.
+ *
  * A turn in which polling found work makes no system call of its own; every EPOLL_EVERY-th turn looks at
  * epoll all the same, for handlers that can't be polled.
  */
@@ -44,55 +47,72 @@ static inline void cpu_relax(void)
 
 /* ---- creation ---- */
 
-struct loop *loop_create(const char *name, struct error *err)
+/* A slot of the registry, with its eventfd. 0 or a negative errno. */
+static int slot_take(struct loop **taken)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    struct loop *loop;
+    struct loop *loop = NULL;
     unsigned i;
+    int ret = -EMFILE;
+
+    pthread_mutex_lock(&registry_lock);
+    for (i = 0; i < LOOPS_MAX && registry[i] && registry[i]->alive; i++)
+        ;
+    if (i == LOOPS_MAX)
+        goto out;
+    loop = registry[i];
+    if (!loop) {
+        ret = -ENOMEM;
+        loop = aligned_alloc(64, (sizeof(*loop) + 63) & ~(size_t)63);
+        if (!loop)
+            goto out;
+        memset(loop, 0, sizeof(*loop));
+        loop->index = i;
+        loop->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (loop->event_fd < 0) {
+            ret = -errno;
+            free(loop);
+            goto out;
+        }
+        registry[i] = loop;
+    }
+    memset(loop, 0, offsetof(struct loop, remote));
+    __atomic_store_n(&loop->kicked, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&loop->stopped, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&loop->poll_max_ns, 0, __ATOMIC_RELAXED);
+    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    event.data.ptr = loop;
+    if (loop->epoll_fd < 0) {
+        ret = -errno;
+    } else if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->event_fd, &event) < 0) {
+        ret = -errno;
+        close(loop->epoll_fd);
+    } else {
+        loop->alive = true;
+        *taken = loop;
+        ret = 0;
+    }
+out:
+    pthread_mutex_unlock(&registry_lock);
+    return ret;
+}
+
+struct loop *loop_create(const char *name, struct error *err)
+{
+    struct loop *loop = NULL;
     int ret;
 
     assert(!loop_current_thread);
-    loop = aligned_alloc(64, (sizeof(*loop) + 63) & ~(size_t)63);
-    if (!loop) {
-        error_set(err, -ENOMEM, "no memory for an event loop");
+    ret = slot_take(&loop);
+    if (ret < 0) {
+        error_set(err, ret,
+                  "cannot make an event loop: %s (%d at a time; is there a low limit on open files?)",
+                  strerror(-ret), LOOPS_MAX);
         return NULL;
     }
-    memset(loop, 0, sizeof(*loop));
     strncpy(loop->name, name, sizeof(loop->name) - 1);
-    loop->event_fd = -1;
-    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (loop->epoll_fd >= 0)
-        loop->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    event.data.ptr = loop;
-    if (loop->event_fd < 0 || epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->event_fd, &event) < 0) {
-        ret = -errno;
-        error_set(err, ret, "cannot make an event loop: %s (is there a low limit on open files?)",
-                  strerror(-ret));
-        goto fail;
-    }
-
-    pthread_mutex_lock(&registry_lock);
-    for (i = 0; i < LOOPS_MAX && registry[i]; i++)
-        ;
-    if (i < LOOPS_MAX) {
-        registry[i] = loop;
-        loop->index = i;
-    }
-    pthread_mutex_unlock(&registry_lock);
-    if (i == LOOPS_MAX) {
-        error_set(err, -EMFILE, "cannot make more than %d event loops", LOOPS_MAX);
-        goto fail;
-    }
     loop_current_thread = loop;
     return loop;
-
-fail:
-    if (loop->event_fd >= 0)
-        close(loop->event_fd);
-    if (loop->epoll_fd >= 0)
-        close(loop->epoll_fd);
-    free(loop);
-    return NULL;
 }
 
 void loop_destroy(struct loop *loop)
@@ -105,22 +125,25 @@ void loop_destroy(struct loop *loop)
             loop->attached_destroy[key](loop->attached[key]);
         loop->attached[key] = NULL;
     }
-    assert(!loop->handlers && !loop->timers && !loop_pending(loop) && !loop->pool.alive);
+    /* A late kick may still be pending. */
+    __atomic_store_n(&loop->kicked, 0, __ATOMIC_RELAXED);
+    assert(!loop->handlers && !loop->timers && !loop->pool.alive);
+    assert(!__atomic_load_n(&loop->remote, __ATOMIC_RELAXED) && !loop->bh_first &&
+           !__atomic_load_n(&loop->bh_pushed, __ATOMIC_RELAXED) && !loop->ready_first &&
+           !loop->deferred_first);
     co_pool_drain(loop);
-    pthread_mutex_lock(&registry_lock);
-    registry[loop->index] = NULL;
-    pthread_mutex_unlock(&registry_lock);
-    close(loop->event_fd);
-    close(loop->epoll_fd);
     loop_current_thread = NULL;
-    free(loop);
+    pthread_mutex_lock(&registry_lock);
+    close(loop->epoll_fd);
+    loop->alive = false;
+    pthread_mutex_unlock(&registry_lock);
 }
 
 void loop_for_each(void (*fn)(struct loop *loop, void *opaque), void *opaque)
 {
     pthread_mutex_lock(&registry_lock);
     for (unsigned i = 0; i < LOOPS_MAX; i++) {
-        if (registry[i])
+        if (registry[i] && registry[i]->alive)
             fn(registry[i], opaque);
     }
     pthread_mutex_unlock(&registry_lock);

@@ -23,22 +23,24 @@ struct loop {
     unsigned turns_without_epoll;
     bool polling;                       /* between poll_begin and poll_end */
     struct loop_bh *bh_first, *bh_last; /* taken over from bh_pushed, in order */
-    int epoll_fd, event_fd;
+    int epoll_fd;
     int event_index, event_count; /* of `events`, while they are dispatched */
     struct epoll_event events[LOOP_EVENTS_MAX];
     void *attached[LOOP_ATTACH_COUNT];
     void (*attached_destroy[LOOP_ATTACH_COUNT])(void *state);
     struct loop_stats stats;
     char name[16];
-    unsigned index;
     unsigned handlers; /* added now */
 
-    /* ---- any thread ---- */
+    /* ---- any thread; from here on nothing is cleared when the loop is made again ---- */
     struct coroutine *remote __attribute__((aligned(64))); /* woken from elsewhere, newest first */
     struct loop_bh *bh_pushed;                             /* scheduled, newest first */
     uint32_t asleep; /* sleeps or is about to: event_fd must be written */
     uint32_t kicked, stopped;
     uint64_t poll_max_ns;
+    int event_fd;
+    unsigned index;
+    bool alive; /* under the registry's lock */
 };
 
 extern __thread struct loop *loop_current_thread;
