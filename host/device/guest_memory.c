@@ -51,8 +51,8 @@ const struct guest_region *guest_memory_find(const struct guest_memory *memory, 
     return NULL;
 }
 
-int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, struct iovec *iov,
-                           unsigned *niov, unsigned max)
+int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes,
+                           struct iovec *iov, unsigned *niov, unsigned max)
 {
     unsigned n = *niov;
 
@@ -129,7 +129,8 @@ bool guest_memory_address(const struct guest_memory *memory, const void *host, g
     for (unsigned i = 0; i < memory->count; i++) {
         const struct guest_region *region = &memory->regions[i];
 
-        if ((const uint8_t *)host >= region->host && (uint64_t)((const uint8_t *)host - region->host) < region->bytes) {
+        if ((const uint8_t *)host >= region->host &&
+            (uint64_t)((const uint8_t *)host - region->host) < region->bytes) {
             addr->value = region->guest_addr + (uint64_t)((const uint8_t *)host - region->host);
             return true;
         }

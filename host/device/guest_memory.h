@@ -45,10 +45,10 @@ int guest_memory_add(struct guest_memory *memory, const struct guest_region *reg
 const struct guest_region *guest_memory_find(const struct guest_memory *memory, guest_addr addr);
 
 /* Translates [ADDR, ADDR+BYTES) into iovecs appended at IOV[*NIOV] (room for MAX in all), several where the
- * range crosses regions that touch. BYTES > 0. -EFAULT: not all of it is guest memory; -ENOBUFS: more than MAX.
- * On error *NIOV is as before. */
-int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, struct iovec *iov,
-                           unsigned *niov, unsigned max);
+ * range crosses regions that touch. BYTES > 0. -EFAULT: not all of it is guest memory; -ENOBUFS: more than
+ * MAX. On error *NIOV is as before. */
+int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes,
+                           struct iovec *iov, unsigned *niov, unsigned max);
 
 /* One contiguous piece, or NULL. */
 void *guest_memory_pointer(const struct guest_memory *memory, guest_addr addr, uint64_t bytes);

@@ -33,16 +33,17 @@ enum virtio_blk_policy {
 /* An emulated host-managed zoned disk (5.2.6); zone_sectors 0: an ordinary disk. */
 struct virtio_blk_zoned_options {
     uint32_t zone_sectors;
-    uint32_t conventional_zones; /* the first ones */
+    uint32_t conventional_zones;               /* the first ones */
     uint32_t max_open_zones, max_active_zones; /* 0: no limit */
     uint32_t max_append_sectors;               /* 0: ZONE_APPEND is unsupported */
-    const char *state_path; /* file that keeps zone states over a restart; NULL: derived at start as all empty */
+    const char
+        *state_path; /* file that keeps zone states over a restart; NULL: derived at start as all empty */
 };
 
 /* Zero is the default of every field but those of the first two lines. */
 struct virtio_blk_options {
-    unsigned num_queues;     /* 1..VIRTIO_BLK_QUEUES_MAX */
-    unsigned queue_size_max; /* power of two, 2..32768 */
+    unsigned num_queues;                              /* 1..VIRTIO_BLK_QUEUES_MAX */
+    unsigned queue_size_max;                          /* power of two, 2..32768 */
     uint32_t logical_block_size, physical_block_size; /* powers of two, 512.., logical <= physical */
     char serial[VIRTIO_BLK_ID_BYTES + 1];
     bool request_merging;
@@ -50,7 +51,8 @@ struct virtio_blk_options {
     bool secure_erase;     /* offer SECURE_ERASE (zeroes are written; the old bytes are not kept by us) */
     uint64_t features_off; /* bits that are not offered although the device has them */
     enum virtio_blk_policy read_error, write_error;
-    /* An interrupt is put off until so many completions wait for it or so much time has gone by; 0: neither */
+    /* An interrupt is put off until so many completions wait for it or so much time has gone by; 0: neither
+     */
     unsigned coalesce_count;
     uint64_t coalesce_ns;
     bool lifetime; /* offer LIFETIME, answered with these */
@@ -62,7 +64,8 @@ struct virtio_blk_options {
 };
 
 /* BLK must outlive the device. NULL with ERR set. */
-struct virtio_blk *virtio_blk_create(struct blk *blk, const struct virtio_blk_options *options, struct error *err);
+struct virtio_blk *virtio_blk_create(struct blk *blk, const struct virtio_blk_options *options,
+                                     struct error *err);
 void virtio_blk_destroy(struct virtio_blk *device); /* all queues stopped */
 
 /* Bits that the device can do (virtio ones only; the transport adds or masks its own). */
@@ -79,15 +82,17 @@ int virtio_blk_config_write(struct virtio_blk *device, uint32_t offset, const vo
 
 /* The device tells its transport. Called on any of its loops; NULL entries are left out. */
 struct virtio_blk_events {
-    void (*config_changed)(void *opaque);      /* capacity and the like: announce it */
-    void (*needs_reset)(void *opaque, unsigned queue, const char *why); /* a ring is broken; WHY for the log */
-    void (*interrupt)(void *opaque, unsigned queue);   /* instead of call_fd, where that is -1 */
+    void (*config_changed)(void *opaque); /* capacity and the like: announce it */
+    void (*needs_reset)(void *opaque, unsigned queue,
+                        const char *why);                     /* a ring is broken; WHY for the log */
+    void (*interrupt)(void *opaque, unsigned queue);          /* instead of call_fd, where that is -1 */
     void (*stopped)(void *opaque, unsigned queue, int error); /* the error policy parked a request */
     void *opaque;
 };
 void virtio_blk_set_events(struct virtio_blk *device, const struct virtio_blk_events *events);
 
-/* A ring was found broken since the last virtio_blk_reset: status shows DEVICE_NEEDS_RESET (2.1.2). Any thread. */
+/* A ring was found broken since the last virtio_blk_reset: status shows DEVICE_NEEDS_RESET (2.1.2). Any
+ * thread. */
 bool virtio_blk_needs_reset(const struct virtio_blk *device);
 
 /* Device reset (2.4), after all queues were stopped: nothing is negotiated any more. */
@@ -97,41 +102,43 @@ void virtio_blk_reset(struct virtio_blk *device);
 void virtio_blk_resume(struct virtio_blk *device);
 
 struct virtio_blk_queue_setup {
-    unsigned size;                 /* split: power of two; packed: any; <= queue_size_max */
+    unsigned size; /* split: power of two; packed: any; <= queue_size_max */
     bool packed;
     const struct guest_memory *memory;
     /* Pointers into MEMORY, checked by the transport for length and alignment. Split: descriptor table,
      * available ring, used ring; packed: descriptor ring, driver event, device event. */
     void *desc, *driver, *device;
-    uint16_t last_avail_idx;       /* split: where to go on; packed: bit 15 is the wrap counter */
-    uint16_t last_used_idx;        /* packed only, likewise */
-    int kick_fd;                   /* eventfd, or -1: virtio_blk_queue_kick is called instead */
-    bool no_kicks;                 /* nobody kicks at all: look at the ring again and again (vhost-user polling) */
-    int call_fd;                   /* eventfd written to interrupt the driver, or -1 */
-    void *inflight;                /* this queue's part of the inflight region, or NULL; a stranger's memory */
-    size_t inflight_bytes;         /* see inflight.h for how much a queue needs */
+    uint16_t last_avail_idx; /* split: where to go on; packed: bit 15 is the wrap counter */
+    uint16_t last_used_idx;  /* packed only, likewise */
+    int kick_fd;             /* eventfd, or -1: virtio_blk_queue_kick is called instead */
+    bool no_kicks;           /* nobody kicks at all: look at the ring again and again (vhost-user polling) */
+    int call_fd;             /* eventfd written to interrupt the driver, or -1 */
+    void *inflight;          /* this queue's part of the inflight region, or NULL; a stranger's memory */
+    size_t inflight_bytes;   /* see inflight.h for how much a queue needs */
     const uint32_t *memory_broken; /* sigbus_guard.h: non-zero once the memory was cut short; or NULL */
     uint8_t *log;                  /* dirty log for migration, or NULL */
     size_t log_bytes;
-    bool log_used;                 /* writes to the used ring are logged, from log_used_addr on */
+    bool log_used; /* writes to the used ring are logged, from log_used_addr on */
     uint64_t log_used_addr;
 };
 
-/* Starts serving queue INDEX on LOOP (descriptors stay the caller's until the queue is stopped): takes up what the inflight region says was in flight, then scans the ring
- * for what is already waiting. Coroutine on the control loop; returns when LOOP has taken it over. */
+/* Starts serving queue INDEX on LOOP (descriptors stay the caller's until the queue is stopped): takes up
+ * what the inflight region says was in flight, then scans the ring for what is already waiting. Coroutine on
+ * the control loop; returns when LOOP has taken it over. */
 int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
                                            const struct virtio_blk_queue_setup *setup, struct error *err);
 
 /* Stops fetching, waits for the requests in flight, gives the ring back. *LAST_AVAIL_IDX as in the setup;
  * *LAST_USED_IDX may be NULL. Nothing touches guest memory afterwards. A stopped queue is fine. Coroutine. */
-void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index, uint16_t *last_avail_idx,
-                                           uint16_t *last_used_idx);
+void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
+                                           uint16_t *last_avail_idx, uint16_t *last_used_idx);
 
 /* Replaces the call descriptor (-1: none) of a running or stopped queue. Coroutine on the control loop. */
 void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsigned index, int call_fd);
 
 /* "There may be something in the ring": for transports without an eventfd, and harmless at any time. With
- * NOTIFICATION_DATA the transport drops the data: it is a hint, the ring decides (2.9). On the queue's loop. */
+ * NOTIFICATION_DATA the transport drops the data: it is a hint, the ring decides (2.9). On the queue's loop.
+ */
 void virtio_blk_queue_kick(struct virtio_blk *device, unsigned index);
 
 struct virtio_blk_queue_stats {

@@ -1,0 +1,166 @@
+/*
+ * Private to host/device: the device, its queues and requests, as virtio_blk*.c, multireq.c and their
+ * neighbours share them.
+ *
+ * Who may touch what: struct virtio_blk is written by the control thread only while all queues are stopped;
+ * `capacity_sectors`, `broken` and `writeback` are atomic words. A queue and its requests belong to the
+ * queue's loop between start and stop, and to the control thread otherwise. A queue shares no cache line that
+ * it writes with another one.
+ */
+#ifndef RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
+#define RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
+
+#include "host/device/virtio_blk.h"
+#include "host/device/virtqueue.h"
+#include "host/runtime/coroutine.h"
+
+#define CACHE_LINE 64
+
+/* ---- requests ---- */
+
+#define REQUEST_INLINE_IOV 4u
+
+/* Memory for what does not fit into a request: segments of a long one, of a merged one, a list of ranges.
+ * Both have elements of 16 bytes. A queue has at most REQUEST_BLOCKS_MAX of them and keeps what it has. */
+union request_block {
+    struct iovec iov[VIRTQ_IOV_MAX];
+    struct virtio_blk_range ranges[VIRTQ_IOV_MAX];
+    union request_block *next_free;
+};
+#define REQUEST_BLOCKS_MAX 256u
+
+struct virtio_blk_request {
+    struct blk_request blk;
+    struct virtio_blk_queue *queue;
+    uint8_t *status;   /* the last writable byte of the chain, in guest memory */
+    struct iovec *iov; /* data segments: inline_iov or block->iov */
+    union request_block *block;
+    uint64_t offset, bytes;                 /* of data, bytes */
+    uint64_t in_bytes;                      /* writable bytes of the chain, status included */
+    struct virtio_blk_request *merged_next; /* of the request that this one was merged into */
+    uint32_t len;                           /* IN_ORDER: waits to be used with this length */
+    unsigned niov;
+    uint16_t slot; /* index in queue->requests */
+    uint16_t id;   /* what goes into the used ring */
+    uint16_t num_descs;
+    uint16_t range_next, range_count;
+    uint8_t type; /* VIRTIO_BLK_T_..., checked */
+    bool busy;
+    bool done;                 /* IN_ORDER: finished, waits for older ones */
+    bool merged;               /* in a merged request, or was: not merged again */
+    bool issuing, issued_done; /* ranges: a completion inside the call that submits */
+    bool range_failed;
+    union request_block *merged_block; /* head of a merged request: the joined segments */
+    struct iovec inline_iov[REQUEST_INLINE_IOV];
+} __attribute__((aligned(CACHE_LINE)));
+
+/* ---- merging (multireq.c) ---- */
+
+#define MULTIREQ_MAX       32u
+#define MULTIREQ_MAX_BYTES (1u << 20) /* joining what is large already gains nothing */
+
+struct multireq {
+    unsigned count;
+    uint8_t type; /* VIRTIO_BLK_T_IN or _OUT: all of one kind */
+    struct virtio_blk_request *requests[MULTIREQ_MAX];
+};
+
+/* Takes REQUEST (IN or OUT, checked) to be submitted with its neighbours. */
+void multireq_add(struct virtio_blk_queue *queue, struct virtio_blk_request *request);
+/* Submits all that was taken, joined where they touch on disk. */
+void multireq_submit(struct virtio_blk_queue *queue);
+
+/* ---- queues ---- */
+
+enum queue_state { QUEUE_STOPPED, QUEUE_RUNNING, QUEUE_STOPPING };
+
+/* One chain of calls from the control loop at a time; runs on the queue's loop. */
+struct queue_control {
+    struct loop_bh bh;
+    struct coroutine *waiter;
+    int call_fd;
+};
+
+struct virtio_blk_queue {
+    struct virtio_blk *device;
+    struct blk *blk;
+    unsigned index;
+    enum queue_state state;
+    bool broken;  /* until the queue is started again */
+    bool polling; /* the loop polls for us: notifications stay off */
+    bool handling;
+    bool stalled; /* fetching waits for a completion */
+    bool in_order;
+    bool read_only;
+    bool merging;
+    unsigned in_flight; /* popped, not pushed */
+    uint64_t features;
+    struct loop *loop;
+    struct virtio_blk_request *requests; /* `size` of them; split: by head, packed: taken from free_slots */
+    uint16_t *free_slots;                /* packed */
+    unsigned num_free_slots;
+    uint16_t *order; /* IN_ORDER: slots in flight, oldest first; a ring of `size` */
+    unsigned order_head, order_count;
+    union request_block *free_blocks;
+    unsigned num_blocks;
+    uint64_t trace_next;
+    const uint32_t *memory_broken;
+    int call_fd;
+    struct loop_fd kick;
+    struct loop_deferred flush;
+    struct loop_bh again;
+    struct loop_timer repoll; /* no_kicks */
+    uint64_t repoll_ns;
+    struct loop_timer coalesce;
+    unsigned coalesced; /* completions that wait for an interrupt */
+    struct queue_control control;
+    struct multireq multireq;
+    struct virtqueue vq;
+    struct virtio_blk_queue_stats stats __attribute__((aligned(CACHE_LINE)));
+} __attribute__((aligned(CACHE_LINE)));
+
+struct virtio_blk {
+    struct blk *blk;
+    struct virtio_blk_options options;
+    struct virtio_blk_events events;
+    uint64_t features; /* negotiated */
+    uint64_t capacity_sectors;
+    unsigned merge_max_iov;
+    uint64_t merge_max_bytes;
+    uint8_t writeback; /* as configuration shows it */
+    uint32_t broken;
+    struct virtio_blk_config config; /* what does not change */
+    struct virtio_blk_queue *queues;
+};
+
+/* Counters are written by the queue's loop and read by anyone. */
+#define STAT_ADD(queue, field, n) \
+    __atomic_store_n(&(queue)->stats.field, (queue)->stats.field + (n), __ATOMIC_RELAXED)
+
+static inline bool queue_has_feature(const struct virtio_blk_queue *queue, unsigned bit)
+{
+    return queue->features & VIRTIO_BIT(bit);
+}
+
+/* virtio_blk_queue.c */
+void virtio_blk_queue_init(struct virtio_blk *device, unsigned index);
+void virtio_blk_queue_free(struct virtio_blk_queue *queue);
+/* The ring can't be understood any more: nothing is fetched until it is set up again (2.1.2). */
+void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why);
+/* Puts a finished request's buffer back with LEN bytes written, and lets go of the request. */
+void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len);
+/* A block, or NULL. */
+union request_block *request_block_get(struct virtio_blk_queue *queue);
+void request_block_put(struct virtio_blk_queue *queue, union request_block *block);
+
+/* virtio_blk_request.c: what the chain that was popped into queue->vq asks for is done, or refused. */
+void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk_request *request,
+                               const struct virtq_chain *chain);
+/* Step 11: answers with STATUS. DATA_BYTES: how much of the writable data was written, from its start. */
+void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uint64_t data_bytes);
+/* Answers IN or OUT by the block layer's result. */
+void virtio_blk_complete_rw(struct virtio_blk_request *request, int result);
+/* Submits one IN or OUT as it is. */
+void virtio_blk_submit_rw(struct virtio_blk_request *request);
+
+#endif

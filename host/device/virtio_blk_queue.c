@@ -1,0 +1,576 @@
+/*
+ * A queue of the block device while it runs: kicks and polling, taking requests off the ring, giving them
+ * back used, interrupts, start and stop.
+ *
+ * What always holds:
+ *  - everything here but the virtio_blk_co_* calls and _queue_stats runs on the queue's own loop;
+ *  - notifications are turned on only after the ring was found empty, and the ring is looked at once more
+ * after that, so no kick is lost;
+ *  - nothing is fetched that there is no memory for: the queue stalls with notifications off, and goes on
+ * when a request ends;
+ *  - used entries of a turn are published together, with at most one interrupt.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "host/device/virtio_blk_internal.h"
+#include "host/runtime/world.h"
+
+/* Requests taken at a time before the loop gets its turn. */
+#define HANDLE_MAX 128u
+
+#define REPOLL_MIN_NS 20000u
+#define REPOLL_MAX_NS 1000000u
+
+/* ---- memory for long requests ---- */
+
+union request_block *request_block_get(struct virtio_blk_queue *queue)
+{
+    union request_block *block = queue->free_blocks;
+
+    if (block) {
+        queue->free_blocks = block->next_free;
+        return block;
+    }
+    if (queue->num_blocks == REQUEST_BLOCKS_MAX)
+        return NULL;
+    block = aligned_alloc(CACHE_LINE, sizeof(*block));
+    if (block)
+        queue->num_blocks++;
+    return block;
+}
+
+void request_block_put(struct virtio_blk_queue *queue, union request_block *block)
+{
+    block->next_free = queue->free_blocks;
+    queue->free_blocks = block;
+}
+
+/* Makes sure that the next request_block_get succeeds. */
+static bool block_at_hand(struct virtio_blk_queue *queue)
+{
+    union request_block *block;
+
+    if (__builtin_expect(queue->free_blocks != NULL, 1))
+        return true;
+    block = request_block_get(queue);
+    if (!block)
+        return false;
+    request_block_put(queue, block);
+    return true;
+}
+
+/* ---- fetching ---- */
+
+void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why)
+{
+    struct virtio_blk *device = queue->device;
+
+    if (queue->broken)
+        return;
+    queue->broken = true;
+    STAT_ADD(queue, broken, 1);
+    __atomic_store_n(&device->broken, 1, __ATOMIC_RELAXED);
+    if (device->events.needs_reset)
+        device->events.needs_reset(device->events.opaque, queue->index, why);
+}
+
+/* The request's state lies at its head's index; with a packed ring, whose ids are the driver's affair, at any
+ * free one. NULL: the ring is broken. */
+static struct virtio_blk_request *request_take(struct virtio_blk_queue *queue,
+                                               const struct virtq_chain *chain)
+{
+    struct virtio_blk_request *request;
+    uint16_t slot = chain->id;
+
+    if (queue->vq.packed) {
+        if (queue->num_free_slots == 0) {
+            virtio_blk_queue_break(queue, "more lists are in flight than the packed ring has places");
+            return NULL;
+        }
+        slot = queue->free_slots[--queue->num_free_slots];
+    }
+    request = &queue->requests[slot];
+    if (request->busy) {
+        virtio_blk_queue_break(queue, "a descriptor chain was made available again while it is in flight");
+        return NULL;
+    }
+    request->busy = true;
+    request->id = chain->id;
+    request->num_descs = chain->num_descs;
+    if (queue->in_order) {
+        request->done = false;
+        queue->order[(queue->order_head + queue->order_count++) & (VIRTQUEUE_MAX_SIZE - 1)] = slot;
+    }
+    queue->in_flight++;
+    return request;
+}
+
+/* Takes what is there, at most HANDLE_MAX; false when the ring was found empty or can't be read on. */
+static bool fetch(struct virtio_blk_queue *queue)
+{
+    unsigned taken = 0;
+
+    while (taken < HANDLE_MAX) {
+        struct virtio_blk_request *request;
+        struct virtq_chain chain;
+        int result;
+
+        if (!block_at_hand(queue)) {
+            queue->stalled = true;
+            STAT_ADD(queue, stalls, 1);
+            break;
+        }
+        result = virtqueue_pop(&queue->vq, &chain);
+        if (result == 0)
+            break;
+        if (result < 0) {
+            virtio_blk_queue_break(queue, queue->vq.why);
+            break;
+        }
+        if (chain.in_bytes == 0) {
+            virtio_blk_queue_break(queue, "a request has no room for its status (5.2.6)");
+            break;
+        }
+        request = request_take(queue, &chain);
+        if (!request)
+            break;
+        taken++;
+        virtio_blk_handle_request(queue, request, &chain);
+    }
+    STAT_ADD(queue, popped, taken);
+    return taken == HANDLE_MAX;
+}
+
+/* Step 3. */
+static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
+{
+    bool more;
+
+    if (queue->state != QUEUE_RUNNING || queue->broken || queue->handling || queue->stalled)
+        return;
+    if (queue->memory_broken && __atomic_load_n(queue->memory_broken, __ATOMIC_RELAXED)) {
+        virtio_blk_queue_break(queue, "the guest's memory was cut short by the front end");
+        return;
+    }
+    queue->handling = true;
+    if (queue->vq.notify_wanted)
+        virtqueue_set_notification(&queue->vq, false);
+    for (;;) {
+        more = fetch(queue);
+        if (more || queue->broken || queue->stalled || queue->polling)
+            break;
+        virtqueue_set_notification(&queue->vq, true);
+        if (!virtqueue_has_more(&queue->vq))
+            break;
+        virtqueue_set_notification(&queue->vq, false);
+    }
+    multireq_submit(queue);
+    queue->handling = false;
+    if (more)
+        loop_bh_schedule(&queue->again);
+}
+
+static void on_again(void *opaque)
+{
+    virtio_blk_handle_queue(opaque);
+}
+
+static void on_kick(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+    uint64_t count;
+
+    STAT_ADD(queue, kicks, 1);
+    if (read(queue->kick.fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR) {
+        /* Not an eventfd at all: looking at it again would find it readable for ever. */
+        virtio_blk_queue_break(queue, "the kick descriptor can't be read");
+        loop_fd_remove(&queue->kick);
+        return;
+    }
+    virtio_blk_handle_queue(queue);
+}
+
+static bool on_poll(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    return !queue->stalled && !queue->broken && virtqueue_has_more(&queue->vq);
+}
+
+static void on_poll_begin(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    queue->polling = true;
+    if (queue->vq.notify_wanted && !queue->broken)
+        virtqueue_set_notification(&queue->vq, false);
+}
+
+static void on_poll_end(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    queue->polling = false;
+    /* The loop polls once more now. A stalled queue wants no kicks; the end of its stall looks at the ring.
+     */
+    if (!queue->stalled && !queue->broken)
+        virtqueue_set_notification(&queue->vq, true);
+}
+
+/* Nobody kicks: look again soon, less and less often while nothing comes. */
+static void on_repoll(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    if (on_poll(queue)) {
+        queue->repoll_ns = REPOLL_MIN_NS;
+        virtio_blk_handle_queue(queue);
+    } else if (queue->repoll_ns < REPOLL_MAX_NS) {
+        queue->repoll_ns *= 2;
+    }
+    if (!queue->broken)
+        loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
+}
+
+/* ---- giving back ---- */
+
+static void request_put(struct virtio_blk_queue *queue, struct virtio_blk_request *request)
+{
+    if (request->block) {
+        request_block_put(queue, request->block);
+        request->block = NULL;
+    }
+    request->busy = false;
+    if (queue->vq.packed)
+        queue->free_slots[queue->num_free_slots++] = request->slot;
+    queue->in_flight--;
+}
+
+/* IN_ORDER (2.7.9, 2.8.8): the oldest that are done are used, in batches. The driver takes all but the last
+ * of a batch as used completely, so one that was not must be the last. */
+static void push_in_order(struct virtio_blk_queue *queue)
+{
+    unsigned buffers = 0, places = 0;
+
+    while (queue->order_count > 0) {
+        struct virtio_blk_request *request = &queue->requests[queue->order[queue->order_head]];
+        struct virtio_blk_request *next = NULL;
+
+        if (!request->done)
+            break;
+        queue->order_head = (queue->order_head + 1) & (VIRTQUEUE_MAX_SIZE - 1);
+        queue->order_count--;
+        if (queue->order_count > 0)
+            next = &queue->requests[queue->order[queue->order_head]];
+        buffers++;
+        places += request->num_descs;
+        if (!next || !next->done || request->len < request->in_bytes) {
+            virtqueue_push(&queue->vq, request->id, request->len, buffers, places);
+            buffers = places = 0;
+        }
+        request_put(queue, request);
+    }
+}
+
+void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
+{
+    STAT_ADD(queue, completed, 1);
+    if (queue->in_order) {
+        request->len = len;
+        request->done = true;
+    } else {
+        virtqueue_push(&queue->vq, request->id, len, 1, request->num_descs);
+        request_put(queue, request);
+    }
+    loop_defer(queue->loop, &queue->flush);
+}
+
+static void interrupt(struct virtio_blk_queue *queue)
+{
+    struct virtio_blk *device = queue->device;
+    uint64_t one = 1;
+
+    queue->coalesced = 0;
+    if (!virtqueue_needs_interrupt(&queue->vq))
+        return;
+    STAT_ADD(queue, interrupts, 1);
+    if (queue->call_fd >= 0) {
+        /* EAGAIN: the counter is full, so the driver has an interrupt coming anyhow. */
+        while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+            ;
+    } else if (device->events.interrupt) {
+        device->events.interrupt(device->events.opaque, queue->index);
+    }
+}
+
+static void on_coalesce(void *opaque)
+{
+    interrupt(opaque);
+}
+
+/* Used entries were published: interrupt now, or when enough of them or enough time have come together. */
+static void interrupt_or_wait(struct virtio_blk_queue *queue, unsigned fresh)
+{
+    const struct virtio_blk_options *options = &queue->device->options;
+
+    if (options->coalesce_ns == 0 || options->coalesce_count <= 1) {
+        interrupt(queue);
+        return;
+    }
+    queue->coalesced += fresh;
+    /* With nothing left in flight nothing more would come to wait for. */
+    if (queue->coalesced >= options->coalesce_count || queue->in_flight == 0) {
+        loop_timer_cancel(&queue->coalesce);
+        interrupt(queue);
+    } else if (queue->coalesced == fresh) {
+        loop_timer_arm(queue->loop, &queue->coalesce, world_now_ns() + options->coalesce_ns);
+    }
+}
+
+static void queue_finish_stop(struct virtio_blk_queue *queue);
+
+/* Step 11, once a turn. */
+static void on_flush(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+    uint32_t before = queue->vq.since_signal;
+
+    if (queue->in_order)
+        push_in_order(queue);
+    if (virtqueue_publish(&queue->vq)) {
+        STAT_ADD(queue, batches, 1);
+        interrupt_or_wait(queue, queue->vq.since_signal - before);
+    }
+    if (queue->stalled && block_at_hand(queue)) {
+        queue->stalled = false;
+        virtio_blk_handle_queue(queue);
+    }
+    if (queue->state == QUEUE_STOPPING && queue->in_flight == 0 && !queue->flush.queued)
+        queue_finish_stop(queue);
+}
+
+/* ---- start and stop ---- */
+
+void virtio_blk_queue_init(struct virtio_blk *device, unsigned index)
+{
+    struct virtio_blk_queue *queue = &device->queues[index];
+
+    queue->device = device;
+    queue->blk = device->blk;
+    queue->index = index;
+    queue->call_fd = -1;
+    queue->trace_next = (uint64_t)(index + 1) << 48;
+    queue->kick = (struct loop_fd){.fd = -1,
+                                   .on_readable = on_kick,
+                                   .poll = on_poll,
+                                   .poll_ready = on_again,
+                                   .poll_begin = on_poll_begin,
+                                   .poll_end = on_poll_end,
+                                   .opaque = queue};
+    queue->flush = (struct loop_deferred){.fn = on_flush, .opaque = queue};
+    queue->again = (struct loop_bh){.fn = on_again, .opaque = queue};
+    queue->repoll = (struct loop_timer){.fire = on_repoll, .opaque = queue};
+    queue->coalesce = (struct loop_timer){.fire = on_coalesce, .opaque = queue};
+}
+
+void virtio_blk_queue_free(struct virtio_blk_queue *queue)
+{
+    union request_block *block;
+
+    while ((block = queue->free_blocks)) {
+        queue->free_blocks = block->next_free;
+        free(block);
+    }
+    queue->num_blocks = 0;
+    free(queue->requests);
+    free(queue->free_slots);
+    free(queue->order);
+    queue->requests = NULL;
+    queue->free_slots = queue->order = NULL;
+}
+
+/* Runs FN on the queue's loop; the caller sleeps until control_done. */
+static void coroutine_fn control_call(struct virtio_blk_queue *queue, void (*fn)(void *opaque))
+{
+    queue->control.waiter = co_self();
+    queue->control.bh = (struct loop_bh){.fn = fn, .opaque = queue, .loop = queue->loop};
+    loop_bh_schedule(&queue->control.bh);
+    co_yield ();
+}
+
+static void control_done(struct virtio_blk_queue *queue)
+{
+    co_wake(queue->control.waiter);
+}
+
+static void control_start(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+    uint64_t one = 1;
+
+    queue->state = QUEUE_RUNNING;
+    if (loop_fd_add(queue->loop, &queue->kick) < 0) {
+        virtio_blk_queue_break(queue, "the kick descriptor can't be waited for");
+        control_done(queue);
+        return;
+    }
+    if (queue->repoll_ns)
+        loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
+    /* Whoever served this ring before may have died between publishing and interrupting. */
+    if (!queue->vq.packed && queue->vq.split.used_idx != 0 && queue->call_fd >= 0)
+        while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+            ;
+    /* Work that was there before the first kick. */
+    virtio_blk_handle_queue(queue);
+    control_done(queue);
+}
+
+static int queue_allocate(struct virtio_blk_queue *queue, unsigned size, bool packed, bool in_order)
+{
+    virtio_blk_queue_free(queue);
+    queue->requests = aligned_alloc(CACHE_LINE, size * sizeof(*queue->requests));
+    if (!queue->requests)
+        return -ENOMEM;
+    memset(queue->requests, 0, size * sizeof(*queue->requests));
+    for (unsigned i = 0; i < size; i++) {
+        queue->requests[i].queue = queue;
+        queue->requests[i].slot = (uint16_t)i;
+    }
+    if (packed) {
+        queue->free_slots = malloc(size * sizeof(*queue->free_slots));
+        if (!queue->free_slots)
+            return -ENOMEM;
+        /* The first ones on top: slots in use stay close together. */
+        for (unsigned i = 0; i < size; i++)
+            queue->free_slots[i] = (uint16_t)(size - 1 - i);
+        queue->num_free_slots = size;
+    }
+    if (in_order) {
+        queue->order = malloc(VIRTQUEUE_MAX_SIZE * sizeof(*queue->order));
+        if (!queue->order)
+            return -ENOMEM;
+    }
+    return block_at_hand(queue) ? 0 : -ENOMEM;
+}
+
+int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
+                                           const struct virtio_blk_queue_setup *setup, struct error *err)
+{
+    const struct virtqueue_setup ring = {.memory = setup->memory,
+                                         .size = setup->size,
+                                         .packed = setup->packed,
+                                         .features = device->features,
+                                         .desc = setup->desc,
+                                         .driver = setup->driver,
+                                         .device = setup->device,
+                                         .last_avail_idx = setup->last_avail_idx,
+                                         .last_used_idx = setup->last_used_idx};
+    struct virtio_blk_queue *queue;
+    const char *why;
+
+    if (index >= device->options.num_queues)
+        return error_set(err, -EINVAL, "queue %u does not exist (the device has %u)", index,
+                         device->options.num_queues);
+    queue = &device->queues[index];
+    if (queue->state != QUEUE_STOPPED)
+        return error_set(err, -EBUSY, "queue %u runs already", index);
+    if (setup->size > device->options.queue_size_max)
+        return error_set(err, -EINVAL, "queue %u: size %u is above the %u that the device allows", index,
+                         setup->size, device->options.queue_size_max);
+    if (virtqueue_init(&queue->vq, &ring, &why) < 0)
+        return error_set(err, -EINVAL, "queue %u: %s", index, why);
+    queue->features = device->features;
+    queue->in_order = queue_has_feature(queue, VIRTIO_F_IN_ORDER);
+    queue->read_only = blk_read_only(device->blk);
+    queue->merging = device->options.request_merging;
+    if (queue_allocate(queue, setup->size, setup->packed, queue->in_order) < 0) {
+        virtio_blk_queue_free(queue);
+        return error_set(err, -ENOMEM, "queue %u: no memory for %u requests", index, setup->size);
+    }
+    queue->loop = loop;
+    queue->again.loop = loop;
+    queue->broken = queue->polling = queue->handling = queue->stalled = false;
+    queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = 0;
+    queue->memory_broken = setup->memory_broken;
+    queue->kick.fd = setup->kick_fd;
+    queue->call_fd = setup->call_fd;
+    queue->repoll_ns = setup->no_kicks ? REPOLL_MIN_NS : 0;
+    control_call(queue, control_start);
+    return 0;
+}
+
+static void queue_finish_stop(struct virtio_blk_queue *queue)
+{
+    loop_timer_cancel(&queue->coalesce);
+    if (queue->coalesced > 0)
+        interrupt(queue);
+    queue->state = QUEUE_STOPPED;
+    control_done(queue);
+}
+
+static void control_stop(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    queue->state = QUEUE_STOPPING;
+    if (queue->kick.added)
+        loop_fd_remove(&queue->kick);
+    loop_bh_cancel(&queue->again);
+    loop_timer_cancel(&queue->repoll);
+    if (queue->in_flight == 0 && !queue->flush.queued)
+        queue_finish_stop(queue);
+}
+
+void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
+                                           uint16_t *last_avail_idx, uint16_t *last_used_idx)
+{
+    struct virtio_blk_queue *queue = &device->queues[index];
+
+    if (queue->state != QUEUE_STOPPED)
+        control_call(queue, control_stop);
+    if (last_avail_idx)
+        *last_avail_idx = virtqueue_last_avail_idx(&queue->vq);
+    if (last_used_idx)
+        *last_used_idx = virtqueue_last_used_idx(&queue->vq);
+}
+
+static void control_set_call(void *opaque)
+{
+    struct virtio_blk_queue *queue = opaque;
+
+    queue->call_fd = queue->control.call_fd;
+    control_done(queue);
+}
+
+void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsigned index, int call_fd)
+{
+    struct virtio_blk_queue *queue = &device->queues[index];
+
+    if (queue->state == QUEUE_STOPPED) {
+        queue->call_fd = call_fd;
+        return;
+    }
+    queue->control.call_fd = call_fd;
+    control_call(queue, control_set_call);
+}
+
+void virtio_blk_queue_kick(struct virtio_blk *device, unsigned index)
+{
+    struct virtio_blk_queue *queue = &device->queues[index];
+
+    STAT_ADD(queue, kicks, 1);
+    virtio_blk_handle_queue(queue);
+}
+
+void virtio_blk_queue_stats(struct virtio_blk *device, unsigned index, struct virtio_blk_queue_stats *stats)
+{
+    const uint64_t *from = (const uint64_t *)&device->queues[index].stats;
+    uint64_t *to = (uint64_t *)stats;
+
+    _Static_assert(sizeof(*stats) % sizeof(uint64_t) == 0, "counters only");
+    for (size_t i = 0; i < sizeof(*stats) / sizeof(uint64_t); i++)
+        to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
