@@ -3,8 +3,10 @@
  *
  * A driver fills a `struct node_driver`; callers use the node_co_* functions, which track and serialise
  * overlapping requests, pad to the driver's alignment (read-modify-write), split by its limits and share
- * flushes. A node may be used by coroutines of any loop at the same time, so a driver keeps its shared state
- * under the locks of co_lock.h (never held across I/O) or reads it without a lock.
+ * flushes. Ranges lie inside the node (-EIO otherwise), except on a node that grows (a protocol node or a
+ * filter on one): there, what lies beyond the end reads as zeroes, and a write moves the end. A node may be
+ * used by coroutines of any loop at the same time, so a driver keeps its shared state under the locks of
+ * co_lock.h (never held across I/O) or reads it without a lock.
  *
  * Everything named _co_ is for coroutines. Offsets and lengths are bytes.
  */
@@ -15,6 +17,7 @@
 #include <stdint.h>
 
 #include "host/aio/host_file.h"
+#include "host/block/inflight.h"
 #include "host/block/sg.h"
 #include "host/runtime/co_lock.h"
 #include "host/runtime/error.h"
@@ -29,12 +32,15 @@ struct node;
 #define NODE_IO_COMPRESSED  16u /* write: whole clusters, stored compressed (ringside-img convert -c) */
 
 /* What node_co_block_status says of a range */
-#define NODE_STATUS_DATA      1u /* reading it needs the disk */
-#define NODE_STATUS_ZERO      2u /* reads as zeroes */
-#define NODE_STATUS_ALLOCATED 4u /* this layer decides the content, not the backing file */
-#define NODE_STATUS_OFFSET    8u /* *host_offset is valid: the bytes lie there in the image file */
+#define NODE_STATUS_DATA       1u /* reading it needs the disk */
+#define NODE_STATUS_ZERO       2u /* reads as zeroes */
+#define NODE_STATUS_ALLOCATED  4u /* this layer decides the content, not the backing file */
+#define NODE_STATUS_OFFSET     8u /* *host_offset is valid: the bytes lie there in the image file */
 #define NODE_STATUS_COMPRESSED 16u
-#define NODE_STATUS_EOF       32u
+#define NODE_STATUS_EOF        32u
+
+/* Backing chains longer than this are refused. */
+#define NODE_DEPTH_MAX 200u
 
 enum cache_mode {
     CACHE_NONE,      /* O_DIRECT, flushes go down (default) */
@@ -59,25 +65,32 @@ struct open_options {
     enum cache_mode cache;
     enum aio_kind aio;
     enum backing_policy backing;
-    const char *backing_dir;        /* BACKING_DIR: the only directory (with its subdirectories) allowed */
+    const char *backing_dir; /* BACKING_DIR: the only directory (with its subdirectories) allowed */
     enum detect_zeroes detect_zeroes;
-    uint64_t l2_cache_bytes;        /* 0: enough for the whole disk, at most 32 MiB */
-    uint64_t refcount_cache_bytes;  /* 0: a quarter of the L2 cache */
-    uint64_t null_bytes;            /* "null": its size */
-    const char *secret_file;        /* LUKS: file with the passphrase; NULL: none */
-    const char *snapshot;           /* read from this internal snapshot (id or name); implies read_only */
-    unsigned depth;                 /* 0 for the caller's image; counts up along the backing chain */
+    uint64_t l2_cache_bytes;       /* 0: enough for the whole disk, at most 32 MiB */
+    uint64_t refcount_cache_bytes; /* 0: a quarter of the L2 cache */
+    uint64_t null_bytes;           /* "null": its size */
+    const char *secret_file;       /* LUKS: file with the passphrase; NULL: none */
+    const char *snapshot;          /* read from this internal snapshot (id or name); implies read_only */
+    const char *log_writes;        /* filter below the image: file to log to (log_writes.h), or NULL */
+    const char *inject;            /* filter below the image: errors to inject (inject.h), or NULL */
+    unsigned depth;                /* 0 for the caller's image; counts up along the backing chain */
+    const struct node_ancestor *ancestors; /* node.c's own: the files above this one, against loops */
 };
 
+/* Options of a node below (backing file, data file): what holds for the image above and nothing else. */
+struct open_options open_options_below(const struct open_options *options);
+
 struct node_limits {
-    uint32_t request_alignment;       /* power of two, 1..2 MiB: requests reach the driver aligned to it */
-    uint32_t memory_alignment;        /* power of two: buffers reach the driver aligned to it */
-    uint32_t max_iov;                 /* 0: no limit */
-    uint64_t max_transfer;            /* bytes, 0: no limit */
-    uint32_t pwrite_zeroes_alignment; /* what is not aligned to it is better written as data; 0: none */
-    uint64_t max_pwrite_zeroes;       /* 0: no limit */
-    uint32_t pdiscard_alignment;      /* what is not aligned to it is skipped; 0: none */
-    uint64_t max_pdiscard;            /* 0: no limit */
+    uint32_t request_alignment; /* power of two, 1..2 MiB: requests reach the driver aligned to it */
+    uint32_t memory_alignment;  /* power of two: buffers reach the driver aligned to it */
+    uint32_t max_iov;           /* 0: no limit */
+    uint64_t max_transfer;      /* bytes, 0: no limit */
+    uint32_t
+        pwrite_zeroes_alignment; /* what is not aligned to it is asked for in a piece of its own; 0: none */
+    uint64_t max_pwrite_zeroes;  /* 0: no limit */
+    uint32_t pdiscard_alignment; /* what is not aligned to it is skipped; 0: none */
+    uint64_t max_pdiscard;       /* 0: no limit */
 };
 
 struct node_driver {
@@ -102,10 +115,12 @@ struct node_driver {
     /* Everything that completed before the call is durable after it. NULL: nothing to do. */
     int (*co_flush)(struct node *node);
     int (*co_truncate)(struct node *node, uint64_t bytes, bool exact, struct error *err);
-    int (*co_block_status)(struct node *node, uint64_t offset, uint64_t bytes, uint64_t *pnum, unsigned *flags,
-                           uint64_t *host_offset);
+    int (*co_block_status)(struct node *node, uint64_t offset, uint64_t bytes, uint64_t *pnum,
+                           unsigned *flags, uint64_t *host_offset);
 
-    bool supports_fua; /* co_pwritev honours NODE_IO_FUA; otherwise generic code flushes after it */
+    bool
+        supports_fua; /* co_pwritev and co_pwrite_zeroes honour NODE_IO_FUA; otherwise generic code flushes */
+    bool is_filter;   /* passes everything on to node->file: the image's format is decided below it */
 };
 
 /* Tracked request, on the stack of its coroutine. */
@@ -120,21 +135,27 @@ struct node {
     struct node *data_file; /* external data file, or NULL */
     struct host_file *host; /* protocol nodes only */
     struct node_limits limits;
-    uint64_t length;        /* bytes; read with node_length; changes in co_truncate only */
+    uint64_t length; /* bytes; read with node_length */
+    unsigned depth;  /* as in open_options */
     bool read_only;
-    bool supports_zeroes;   /* co_pwrite_zeroes can be expected to be cheap */
+    bool grows;           /* see the top */
+    bool probed;          /* the format was guessed: raw guards sector 0 */
+    bool supports_zeroes; /* co_pwrite_zeroes can be expected to be cheap */
     bool detect_zeroes_unmap, detect_zeroes;
-    bool unsafe;            /* flushes are dropped */
-    int refs;               /* open children are shared; only on the thread that opens and closes */
+    bool ignore_discard; /* discards are dropped, zeroes never unmap */
+    bool unsafe;         /* flushes are dropped */
+    int refs;            /* open children are shared; only on the thread that opens and closes */
 
-    /* generic I/O: host/block/io.c */
-    struct spinlock tracked_guard;
-    struct tracked_request *tracked;
-    unsigned serialising_in_flight;
-    /* Flushes that share: a write that ends raises write_gen; a flush covers what was written before it. */
+    /* Generic I/O: io.c. Ordinary requests are only counted; while a serialising one is about, all are in the
+     * list. */
+    struct inflight inflight;
+    struct tracked_request *tracked; /* oldest first; under inflight.guard */
+    struct tracked_request **tracked_end;
+    /* Flushes that share: flush.c */
     struct spinlock flush_guard;
-    uint64_t write_gen, flushed_gen;
+    uint64_t flushed_gen;
     bool flush_active;
+    int flush_error; /* of a protocol node: a flush that failed stays an error until close */
     struct co_queue flush_waiters;
 };
 
@@ -143,37 +164,69 @@ struct node {
 int coroutine_fn node_co_open(const char *path, const struct open_options *options, struct node **node,
                               struct error *err);
 
-/* Opens the backing file NAME (as written in an image; BACKING_FORMAT or NULL) of PARENT by OPTIONS->backing. */
+/* Opens the backing file NAME (as written in an image; BACKING_FORMAT or NULL: probe) of PARENT, read-only.
+ * OPTIONS are those that PARENT is being opened with; OPTIONS->backing says which files may be named, and a
+ * file of the same chain is refused (-ELOOP). */
 int coroutine_fn node_co_open_backing(struct node *parent, const char *name, const char *backing_format,
-                                      const struct open_options *options, struct node **node, struct error *err);
+                                      const struct open_options *options, struct node **node,
+                                      struct error *err);
+
+/* Opens the external data file NAME of PARENT (a protocol node) under the same rules, and writable if PARENT
+ * is. */
+int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
+                                        const struct open_options *options, struct node **node,
+                                        struct error *err);
+
+/* Where NAME, as written in the image FILENAME, leads to: a name with a protocol is -EINVAL, "file:" is taken
+ * off, a relative name is one from FILENAME's directory. To be freed. No policy is applied. */
+int node_resolve_name(const char *filename, const char *name, char **path, struct error *err);
 
 /* Only the protocol node on a host file. */
-int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options, struct node **node,
-                                       struct error *err);
+int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options,
+                                       struct node **node, struct error *err);
 
-/* Puts a filter (a driver that is neither protocol nor format) above BELOW, taking over the reference to it. */
-int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct node *below, void *filter_options,
-                                     struct node **node, struct error *err);
+/* Puts a filter (a driver with is_filter) above BELOW, taking over the reference to it, also on error.
+ * SETUP(node, OPAQUE) fills in the instance in place of the driver's co_open; may be NULL. */
+int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct node *below,
+                                     int (*setup)(struct node *node, void *opaque, struct error *err),
+                                     void *opaque, struct node **node, struct error *err);
 
 /* Drops a reference; the last one flushes and closes. Result: 0 or the first error of that. */
 int coroutine_fn node_co_close(struct node *node);
 
-/* Guesses the format of what is in HOST: "qcow2" by its magic, else "raw". Reads at most one sector; opens
- * nothing else. */
+/* Guesses the format of what is in PROTOCOL: "qcow2" by its magic, else "raw". Reads at most one sector;
+ * opens nothing else. */
 int coroutine_fn node_co_probe(struct node *protocol, const char **format);
+
+/* Would a sector that begins with BUF be taken for an image of some format, by us or by others? Its name, or
+ * NULL. BUF has 512 bytes. */
+const char *node_probe_magic(const void *buf);
 
 /* The table of drivers, NULL-terminated. */
 extern const struct node_driver *const node_drivers[];
 const struct node_driver *node_driver_find(const char *format_name);
 
-uint64_t node_length(const struct node *node); /* any thread */
+extern const struct node_driver file_driver, raw_driver, null_driver, log_writes_driver, inject_driver;
+extern const struct node_driver qcow2_driver;
 
-int coroutine_fn node_co_preadv(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
-int coroutine_fn node_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg, unsigned flags);
+static inline uint64_t node_length(const struct node *node) /* any thread */
+{
+    return __atomic_load_n(&node->length, __ATOMIC_ACQUIRE);
+}
+/* For drivers, which keep the length themselves: where it changes, and at the end of a write on a growing
+ * node. */
+void node_set_length(struct node *node, uint64_t bytes);
+void node_grow_length(struct node *node, uint64_t bytes);
+
+int coroutine_fn node_co_preadv(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg,
+                                unsigned flags);
+int coroutine_fn node_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg,
+                                 unsigned flags);
 int coroutine_fn node_co_pwrite_zeroes(struct node *node, uint64_t offset, uint64_t bytes, unsigned flags);
 int coroutine_fn node_co_pdiscard(struct node *node, uint64_t offset, uint64_t bytes);
 int coroutine_fn node_co_flush(struct node *node);
-/* EXACT: the image ends up with this length; else at least this much room below. */
+/* EXACT: the image ends up with this length; else at least this much room below. Nothing may be in flight
+ * beyond the new end. */
 int coroutine_fn node_co_truncate(struct node *node, uint64_t bytes, bool exact, struct error *err);
 /* *PNUM: how many bytes from OFFSET on are alike, at most BYTES, at least 1 unless OFFSET is the end.
  * Looks at this layer only. */
@@ -182,7 +235,8 @@ int coroutine_fn node_co_block_status(struct node *node, uint64_t offset, uint64
 
 /* Plain-buffer forms. */
 int coroutine_fn node_co_pread(struct node *node, uint64_t offset, void *buf, uint64_t bytes);
-int coroutine_fn node_co_pwrite(struct node *node, uint64_t offset, const void *buf, uint64_t bytes, unsigned flags);
+int coroutine_fn node_co_pwrite(struct node *node, uint64_t offset, const void *buf, uint64_t bytes,
+                                unsigned flags);
 
 /* Buffers for I/O: aligned to what the whole chain needs; freed with free(). NULL if memory is short. */
 void *node_buffer(const struct node *node, size_t bytes);

@@ -31,8 +31,11 @@ unsigned sg_count(struct sg sg, size_t bytes);
 /* Writes plain iovecs for the first BYTES to OUT (room for MAX). Returns their number, or -ENOBUFS. */
 int sg_flatten(struct sg sg, size_t bytes, struct iovec *out, unsigned max);
 
-void sg_copy_out(struct sg sg, void *to, size_t bytes);         /* list -> buffer */
-void sg_copy_in(struct sg sg, const void *from, size_t bytes);  /* buffer -> list */
+/* How many of the first BYTES lie in the first MAX elements. */
+size_t sg_bytes_in(struct sg sg, size_t bytes, unsigned max);
+
+void sg_copy_out(struct sg sg, void *to, size_t bytes);        /* list -> buffer */
+void sg_copy_in(struct sg sg, const void *from, size_t bytes); /* buffer -> list */
 void sg_zero(struct sg sg, size_t bytes);
 bool sg_is_zero(struct sg sg, size_t bytes);
 

@@ -1,0 +1,43 @@
+/*
+ * Flushes that share. Every loop counts the writes that ended on it (inflight.h); the sum is the node's write
+ * generation. A flush covers the generation that it saw when it began; one at a time runs on a node, and who
+ * finds, when it is over, that it covered all of one's own writes is done without another.
+ *
+ * What always holds: generations are summed under flush_guard, so a later sum is a sum of later counts. A
+ * flush of a protocol node that failed is an error to all later ones until the node is closed: the kernel
+ * reports lost data once and may have dropped it, so a later fdatasync that succeeds proves nothing.
+ */
+#include "host/block/node.h"
+#include "host/runtime/trace.h"
+
+int coroutine_fn node_co_flush(struct node *node)
+{
+    if (!node->grows)
+        trace(TRACE_NODE_CO_FLUSH, co_trace_id(), 0, 0);
+    if (node->read_only || node->unsafe)
+        return 0;
+    spin_lock(&node->flush_guard);
+    uint64_t mine = inflight_write_gen(&node->inflight);
+    while (node->flush_active && node->flushed_gen < mine && !node->flush_error)
+        co_queue_wait_spin(&node->flush_waiters, &node->flush_guard);
+    if (node->flush_error || node->flushed_gen >= mine) {
+        int error = node->flush_error;
+        spin_unlock(&node->flush_guard);
+        return error;
+    }
+    node->flush_active = true;
+    uint64_t covered = inflight_write_gen(&node->inflight);
+    spin_unlock(&node->flush_guard);
+
+    int ret = node->driver->co_flush ? node->driver->co_flush(node) : 0;
+
+    spin_lock(&node->flush_guard);
+    node->flush_active = false;
+    if (ret == 0)
+        node->flushed_gen = covered;
+    else if (node->driver->is_protocol)
+        node->flush_error = ret;
+    co_queue_wake_all(&node->flush_waiters);
+    spin_unlock(&node->flush_guard);
+    return ret;
+}
