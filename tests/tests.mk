@@ -12,11 +12,12 @@ $(BUILD)/tests/unit/%_test: $(BUILD)/obj/tests/unit/%_test.c.o $(call obj_of,$(U
 	$(call link,-lcmocka)
 .PRECIOUS: $(BUILD)/obj/tests/unit/%.c.o
 
-# Programs that test scripts need besides the real ones: tests/TOOLDIR/tool_NAME.c
+# Programs that test scripts need besides the real ones: tests/DIR/tool_NAME.c, with the other sources in DIR
 TOOL_SRC := $(wildcard tests/*/tool_*.c)
 TOOLS := $(foreach t,$(TOOL_SRC),$(BUILD)/tests/$(basename $(notdir $(t))))
+tool_helpers = $(if $(filter tests/harness/ tests/unit/ tests/fuzz/,$(dir $(1))),,$(filter-out $(dir $(1))tool_%,$(wildcard $(dir $(1))*.c)))
 define tool_rule
-$(BUILD)/tests/$(basename $(notdir $(1))): $(BUILD)/obj/$(1).o $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
+$(BUILD)/tests/$(basename $(notdir $(1))): $(BUILD)/obj/$(1).o $(call obj_of,$(call tool_helpers,$(1))) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
 	$$(call link)
 endef
 $(foreach t,$(TOOL_SRC),$(eval $(call tool_rule,$(t))))

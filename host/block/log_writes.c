@@ -2,8 +2,8 @@
  * The --log-writes filter; log_writes.h has the format.
  *
  * What always holds: a begin is in the log before the operation goes down, and its end after it came back, so
- * whatever the log calls durable is durable. The log is a tool of tests: it is written with plain stdio under a
- * lock, and an error in it ends in an I/O error of the image, never in a silently shortened log.
+ * whatever the log calls durable is durable. The log is a tool of tests: it is written with plain stdio under
+ * a lock, and an error in it ends in an I/O error of the image, never in a silently shortened log.
  */
 #include "host/block/log_writes.h"
 
@@ -29,7 +29,8 @@ static void put(struct log_writes *lw, const void *data, size_t bytes)
         lw->failed = true;
 }
 
-static void put_record(struct log_writes *lw, const struct log_writes_record *record, struct sg sg, uint64_t data_bytes)
+static void put_record(struct log_writes *lw, const struct log_writes_record *record, struct sg sg,
+                       uint64_t data_bytes)
 {
     put(lw, record, sizeof *record);
     uint64_t left = data_bytes;
@@ -111,7 +112,8 @@ int log_writes_setup(struct node *node, void *path, struct error *err)
     lw->log = fopen(path, "we");
     if (!lw->log) {
         int code = -errno;
-        return error_set(err, code, "%s: can't write the log of writes: %s", (const char *)path, strerror(-code));
+        return error_set(err, code, "%s: can't write the log of writes: %s", (const char *)path,
+                         strerror(-code));
     }
     pthread_mutex_init(&lw->guard, NULL);
     put(lw, &header, sizeof header);
@@ -138,8 +140,8 @@ static int coroutine_fn log_writes_co_preadv(struct node *node, uint64_t offset,
     return node_co_preadv(node->file, offset, bytes, sg, flags);
 }
 
-static int coroutine_fn log_writes_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg,
-                                              unsigned flags)
+static int coroutine_fn log_writes_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes,
+                                              struct sg sg, unsigned flags)
 {
     uint64_t id = log_begin(node->opaque, LOG_WRITES_BEGIN_WRITE, flags, offset, bytes, &sg);
     if (id == 0)
@@ -178,7 +180,8 @@ static int coroutine_fn log_writes_co_flush(struct node *node)
     return log_end(node->opaque, id, node_co_flush(node->file));
 }
 
-static int coroutine_fn log_writes_co_truncate(struct node *node, uint64_t bytes, bool exact, struct error *err)
+static int coroutine_fn log_writes_co_truncate(struct node *node, uint64_t bytes, bool exact,
+                                               struct error *err)
 {
     uint64_t id = log_begin(node->opaque, LOG_WRITES_BEGIN_TRUNCATE, 0, 0, bytes, NULL);
     if (id == 0)
@@ -189,8 +192,8 @@ static int coroutine_fn log_writes_co_truncate(struct node *node, uint64_t bytes
     return result;
 }
 
-static int coroutine_fn log_writes_co_block_status(struct node *node, uint64_t offset, uint64_t bytes, uint64_t *pnum,
-                                                   unsigned *flags, uint64_t *host_offset)
+static int coroutine_fn log_writes_co_block_status(struct node *node, uint64_t offset, uint64_t bytes,
+                                                   uint64_t *pnum, unsigned *flags, uint64_t *host_offset)
 {
     return node_co_block_status(node->file, offset, bytes, pnum, flags, host_offset);
 }

@@ -2,9 +2,9 @@
  * The filter behind --log-writes: records all that is done to the image file, in order, for crash tests.
  *
  * Format of the log. All integers are little-endian. A header, then records, each followed by DATA_BYTES of
- * data. An operation has two records, one as it begins and one as it ends, since operations overlap: what ended
- * before a flush began, and only that, is durable once that flush has ended well. Records of all threads stand
- * in one order. A log may end inside a record if its writer was killed.
+ * data. An operation has two records, one as it begins and one as it ends, since operations overlap: what
+ * ended before a flush began, and only that, is durable once that flush has ended well. Records of all
+ * threads stand in one order. A log may end inside a record if its writer was killed.
  *
  *   BEGIN_WRITE         offset, bytes, the data; flags bit 0: FUA (durable itself once it has ended well)
  *   BEGIN_WRITE_ZEROES  offset, bytes; flags bit 0: FUA, bit 1: may unmap

@@ -1,0 +1,161 @@
+/*
+ * The guest's view of a power loss; see crash_model.h.
+ *
+ * For one sector: let FLOOR be the latest begin among the writes and zero-writes of it that are durable for
+ * the guest (acknowledged before a flush was asked for that has been acknowledged). A request may have left
+ * its mark if it had begun and was not over before FLOOR. The first contents may be there if there is no
+ * FLOOR. A discard lets zeroes appear and forbids nothing.
+ */
+#include "tests/crash/crash_model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PATTERN 0x5249444520534944u
+
+struct self_description {
+    uint64_t pattern, sector, id;
+};
+
+void crash_model_fill(uint8_t *data, uint64_t sector, uint32_t id)
+{
+    struct self_description d = {PATTERN, sector, id};
+    for (size_t i = 0; i < 512 / sizeof d; i++)
+        memcpy(data + i * sizeof d, &d, sizeof d);
+    memcpy(data + 504, &d.id, 8);
+}
+
+bool crash_model_read(struct crash_model *model, const struct crash_log *log)
+{
+    model->requests = calloc(log->event_count + 1, sizeof *model->requests);
+    if (!model->requests)
+        return false;
+    for (uint32_t at = 0; at < log->event_count; at++) {
+        const struct log_event *event = &log->events[at];
+        struct guest_mark mark;
+        if (event->kind != LOG_EVENT_MARK || event->mark_bytes != sizeof mark)
+            continue;
+        memcpy(&mark, event->mark, sizeof mark);
+        if (mark.id == 0 || mark.id > log->event_count) {
+            fprintf(stderr, "a mark names request %u\n", mark.id);
+            return false;
+        }
+        struct guest_request *request = &model->requests[mark.id];
+        if (mark.id >= model->request_count)
+            model->request_count = mark.id + 1;
+        if (mark.end) {
+            request->end = at;
+            request->failed = mark.failed;
+        } else {
+            *request = (struct guest_request){
+                .op = mark.op, .begin = at + 1, .end = NEVER, .sector = mark.sector, .count = mark.count};
+        }
+    }
+    return true;
+}
+
+void crash_model_free(struct crash_model *model)
+{
+    free(model->requests);
+}
+
+static bool begun(const struct guest_request *request, uint32_t at)
+{
+    return request->begin != 0 && request->begin - 1 < at;
+}
+
+bool crash_model_size_ok(const struct crash_model *model, uint32_t at, uint64_t sectors)
+{
+    bool first_ok = true, ok = false;
+    uint32_t floor = 0;
+    for (size_t i = 1; i < model->request_count; i++) {
+        const struct guest_request *r = &model->requests[i];
+        if (r->op == GUEST_RESIZE && r->end < at && !r->failed && r->begin > floor)
+            floor = r->begin; /* a resize that has ended is durable by itself */
+    }
+    for (size_t i = 1; i < model->request_count; i++) {
+        const struct guest_request *r = &model->requests[i];
+        if (r->op != GUEST_RESIZE || !begun(r, at))
+            continue;
+        if (r->begin >= floor && r->count == sectors)
+            ok = true;
+    }
+    if (floor != 0)
+        first_ok = false;
+    return ok || (first_ok && sectors == model->first_sectors);
+}
+
+bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint8_t *data, uint64_t sectors,
+                        char *why, size_t why_bytes)
+{
+    uint32_t *floors = calloc(sectors + 1, sizeof *floors), *zeroed = calloc(sectors + 1, sizeof *zeroed);
+    bool good = floors && zeroed;
+    uint32_t horizon = 0;
+    if (!good)
+        snprintf(why, why_bytes, "out of memory");
+    for (size_t i = 1; good && i < model->request_count; i++) {
+        const struct guest_request *r = &model->requests[i];
+        if (r->op == GUEST_FLUSH && begun(r, at) && r->end < at && !r->failed && r->begin - 1 > horizon)
+            horizon = r->begin - 1;
+    }
+    for (size_t i = 1; good && i < model->request_count; i++) {
+        const struct guest_request *r = &model->requests[i];
+        if (!begun(r, at) || r->op == GUEST_FLUSH || r->op == GUEST_RESIZE)
+            continue;
+        bool durable = r->end < horizon && !r->failed;
+        for (uint64_t s = r->sector; s < r->sector + r->count && s < sectors; s++) {
+            if (durable && r->op != GUEST_DISCARD && r->begin > floors[s])
+                floors[s] = r->begin;
+            if (r->op != GUEST_WRITE && r->end > zeroed[s])
+                zeroed[s] = r->end;
+        }
+    }
+    static const uint8_t zeroes[512];
+    for (uint64_t s = 0; good && s < sectors; s++) {
+        const uint8_t *found = data + s * 512;
+        bool initial_backed = model->backed && s < model->backed_sectors;
+        if (memcmp(found, zeroes, 512) == 0) {
+            good = (floors[s] == 0 && !initial_backed) || zeroed[s] >= floors[s];
+            if (zeroed[s] == 0 && (floors[s] != 0 || initial_backed))
+                good = false;
+            if (!good)
+                snprintf(why, why_bytes,
+                         "sector %llu reads as zeroes, and nothing that may still count zeroed it",
+                         (unsigned long long)s);
+            continue;
+        }
+        struct self_description d;
+        uint8_t expected[512];
+        memcpy(&d, found, sizeof d);
+        crash_model_fill(expected, s, (uint32_t)d.id);
+        if (d.pattern != PATTERN || d.id > UINT32_MAX) {
+            snprintf(why, why_bytes, "sector %llu holds what no request wrote: %016llx %016llx",
+                     (unsigned long long)s, (unsigned long long)d.pattern, (unsigned long long)d.sector);
+            good = false;
+        } else if (d.sector != s) {
+            snprintf(why, why_bytes, "sector %llu holds the data of sector %llu (request %llu)",
+                     (unsigned long long)s, (unsigned long long)d.sector, (unsigned long long)d.id);
+            good = false;
+        } else if (memcmp(found, expected, 512) != 0) {
+            snprintf(why, why_bytes, "sector %llu is torn within itself (request %llu)",
+                     (unsigned long long)s, (unsigned long long)d.id);
+            good = false;
+        } else if (d.id == 0) {
+            good = initial_backed && floors[s] == 0;
+            if (!good)
+                snprintf(why, why_bytes, "sector %llu shows the backing file again", (unsigned long long)s);
+        } else {
+            const struct guest_request *r = d.id < model->request_count ? &model->requests[d.id] : NULL;
+            good = r && r->op == GUEST_WRITE && begun(r, at) && s >= r->sector && s < r->sector + r->count &&
+                   r->end >= floors[s];
+            if (!good)
+                snprintf(why, why_bytes,
+                         "sector %llu is stale: it holds request %llu, over before a later durable one",
+                         (unsigned long long)s, (unsigned long long)d.id);
+        }
+    }
+    free(floors);
+    free(zeroed);
+    return good;
+}
