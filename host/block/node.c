@@ -15,14 +15,12 @@
 
 #include "host/block/fresh_stack.h"
 #include "host/block/inject.h"
+#include "host/block/log_writes.h"
 #include "host/block/resolve.h"
 
 /* Linked in where the qcow2 library is; a program without it opens everything else. */
 #pragma weak qcow2_driver
 
-int log_writes_setup(struct node *node, void *path, struct error *err);
-#pragma weak log_writes_driver
-#pragma weak log_writes_setup
 
 const struct node_driver *const node_drivers[] = {&raw_driver, &null_driver, &qcow2_driver, NULL};
 
