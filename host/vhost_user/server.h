@@ -3,12 +3,16 @@
  * end after another on a socket.
  *
  * The socket and all messages live on the control loop (the one that creates the server); rings live on the
- * iothreads' loops. A message that breaks the protocol ends its connection, nothing else.
+ * iothreads' loops. A message that breaks the protocol ends its connection, nothing else. While a front end
+ * is connected the next one waits in the socket's backlog.
+ *
+ * Creating a server makes SIGPIPE ignored and catches SIGBUS (mapping.h) in the whole process.
  */
 #ifndef RINGSIDE_VHOST_USER_SERVER_H
 #define RINGSIDE_VHOST_USER_SERVER_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "host/device/virtio_blk.h"
 #include "host/runtime/loop.h"
@@ -17,24 +21,42 @@ struct vhost_user_server;
 
 struct vhost_user_server_options {
     struct virtio_blk *device;
+    unsigned num_queues;       /* of the device */
+    unsigned queue_size_max;   /* of the device */
     struct loop **queue_loops; /* queue q is served by queue_loops[q % count] */
     unsigned queue_loop_count;
-    bool once;                            /* stop after the first front end has left */
-    void (*stopped)(void *opaque);        /* the server has ended by itself (once) or after _stop */
+    bool once; /* stop after the first front end has left */
+    void (*stopped)(
+        void *opaque); /* the server has ended by itself (once) or after _stop; on the control loop */
     void *opaque;
 };
 
-/* Listens on PATH (must not exist, or be a stale socket), or serves FD: a listening or a connected socket,
- * found out. On the calling thread's loop. NULL with ERR set. */
-struct vhost_user_server *vhost_user_server_listen(const char *path, const struct vhost_user_server_options *options,
+/* Listens on PATH (must not exist, or be a socket that nobody listens on), or serves FD: a listening or a
+ * connected socket, found out; a connected one implies ONCE. FD belongs to the server from then on, also
+ * after an error. On the calling thread's loop. NULL with ERR set. */
+struct vhost_user_server *vhost_user_server_listen(const char *path,
+                                                   const struct vhost_user_server_options *options,
                                                    struct error *err);
 struct vhost_user_server *vhost_user_server_fd(int fd, const struct vhost_user_server_options *options,
                                                struct error *err);
 
-/* Ends the connection: requests in flight are finished, rings stopped; then calls stopped(). Control loop. */
+/* Ends the connection: requests in flight are finished, rings stopped; then stopped() is called. Again is
+ * fine. Control loop. */
 void vhost_user_server_stop(struct vhost_user_server *server);
 
-/* After stopped(). Removes the socket that _listen made. */
+/* Before start or after stopped(). Removes the socket that _listen made. */
 void vhost_user_server_destroy(struct vhost_user_server *server);
+
+struct vhost_user_server_stats {
+    uint64_t connections;        /* accepted so far */
+    uint64_t broken_connections; /* ended by us, because of what the front end sent */
+    uint64_t messages;
+    bool connected;
+    unsigned rings_running;
+    uint64_t features, protocol_features; /* of the present connection */
+};
+
+/* Control loop. */
+void vhost_user_server_stats(const struct vhost_user_server *server, struct vhost_user_server_stats *stats);
 
 #endif

@@ -1,0 +1,97 @@
+/*
+ * The life of a connection (connection.h): message after message, then everything is taken back.
+ */
+#include "host/vhost_user/connection.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct vhost_user_connection *connection_create(struct vhost_user_server *server,
+                                                const struct vhost_user_server_options *options,
+                                                struct loop *loop, int fd)
+{
+    struct vhost_user_connection *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->server = server;
+    c->options = options;
+    c->backend_fd = -1;
+    for (unsigned i = 0; i < VIRTIO_BLK_QUEUES_MAX; i++)
+        c->rings[i].kick_fd = c->rings[i].call_fd = c->rings[i].err_fd = -1;
+    c->memory = calloc(1, sizeof *c->memory);
+    if (!c->memory) {
+        free(c);
+        return NULL;
+    }
+    channel_open(&c->channel, loop, fd);
+    return c;
+}
+
+void connection_destroy(struct vhost_user_connection *c)
+{
+    connection_set_backend_fd(c, -1);
+    rings_close_fds(c);
+    memory_table_free(c->memory);
+    shared_mapping_close(&c->log);
+    shared_mapping_close(&c->inflight);
+    channel_close(&c->channel);
+    free(c);
+}
+
+void connection_cancel(struct vhost_user_connection *c)
+{
+    channel_cancel(&c->channel);
+}
+
+bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t *messages)
+{
+    struct error err = {0};
+    int ret;
+
+    for (;;) {
+        ret = channel_co_receive(&c->channel, &c->message, &err);
+        if (ret <= 0)
+            break;
+        ++*messages;
+        ret = message_co_handle(c, &c->message, &c->reply, &err);
+        message_close_fds(&c->message);
+        if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE) && ret >= 0)
+            ret = error_set(&err, -EFAULT, "a file of guest memory was cut short");
+        if (c->reply.header.request) {
+            int sent = channel_co_send(&c->channel, &c->reply);
+            message_close_fds(&c->reply);
+            if (sent < 0 && ret >= 0)
+                ret = sent == -EPIPE || sent == -ECONNRESET ? 0 : sent;
+        }
+        if (ret < 0 || c->channel.cancelled)
+            break;
+    }
+    if (ret >= 0 && __atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE))
+        ret = error_set(&err, -EFAULT, "a file of guest memory was cut short");
+    if (ret == -ECANCELED)
+        ret = __atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE)
+                  ? error_set(&err, -EFAULT, "a file of guest memory was cut short")
+                  : 0;
+    if (ret < 0)
+        log_message("connection ended: %s", err.text[0] ? err.text : strerror(-ret));
+    rings_pause(c);
+    if (c->features_set)
+        virtio_blk_reset(c->options->device);
+    return ret >= 0;
+}
+
+void connection_ring_broken(struct vhost_user_connection *c, unsigned index)
+{
+    c->rings[index].broken = true;
+    c->status |= VIRTIO_STATUS_DEVICE_NEEDS_RESET;
+    uint64_t one = 1;
+    if (c->rings[index].err_fd >= 0 && write(c->rings[index].err_fd, &one, sizeof one) < 0) {
+        /* Nobody to tell: the front end gave a descriptor that takes nothing. */
+    }
+    if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE))
+        connection_cancel(c);
+    else
+        connection_send_config_change(c);
+}

@@ -1,0 +1,327 @@
+/*
+ * Rings: their states, and handing them to the device and back (vhost-user, "Ring states"; connection.h).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/virtio_ring.h"
+#include "host/vhost_user/connection.h"
+#include "host/vhost_user/shared_files.h"
+
+static bool ring_packed(const struct vhost_user_connection *c)
+{
+    return c->features & VIRTIO_BIT(VIRTIO_F_RING_PACKED);
+}
+
+static bool ring_wanted(const struct vhost_user_connection *c, const struct vring *r)
+{
+    return c->features_set && r->started && r->enabled && r->has_addr && r->size > 0 && !r->broken;
+}
+
+bool rings_run(const struct vhost_user_connection *c)
+{
+    for (unsigned i = 0; i < c->options->num_queues; i++) {
+        if (c->rings[i].runs)
+            return true;
+    }
+    return false;
+}
+
+static struct loop *ring_loop(const struct vhost_user_connection *c, unsigned index)
+{
+    return c->options->queue_loops[index % c->options->queue_loop_count];
+}
+
+void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
+{
+    struct vring *r = &c->rings[index];
+    uint16_t avail = 0, used = 0;
+    if (!r->runs)
+        return;
+    virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
+    r->base = ring_packed(c) ? (uint32_t)avail | (uint32_t)used << 16 : avail;
+    r->runs = false;
+}
+
+void coroutine_fn rings_pause(struct vhost_user_connection *c)
+{
+    for (unsigned i = 0; i < c->options->num_queues; i++)
+        ring_pause(c, i);
+}
+
+/* One part of a ring: where it lies here, or NULL with ERR. */
+static void *ring_part(const struct vhost_user_connection *c, unsigned index, const char *part,
+                       uint64_t user_addr, uint64_t bytes, unsigned align, struct error *err)
+{
+    if (user_addr % align != 0) {
+        error_set(err, -EINVAL, "ring %u: %s at 0x%" PRIx64 " is not aligned to %u", index, part, user_addr,
+                  align);
+        return NULL;
+    }
+    void *p = guest_memory_user_pointer(c->memory, user_addr, bytes);
+    if (!p || (uintptr_t)p % align != 0) {
+        error_set(err, -EFAULT,
+                  "ring %u: %s at 0x%" PRIx64 " (%" PRIu64 " bytes) does not lie in one memory region", index,
+                  part, user_addr, bytes);
+        return NULL;
+    }
+    return p;
+}
+
+static int ring_check_base(const struct vring *r, unsigned index, bool packed, struct error *err)
+{
+    if (!packed && r->base > UINT16_MAX)
+        return error_set(err, -EINVAL, "ring %u: base %u does not fit the 16 bits of an index", index,
+                         r->base);
+    if (!packed && (r->size & (r->size - 1)) != 0)
+        return error_set(err, -EINVAL, "ring %u: size %u of a split ring is not a power of two", index,
+                         r->size);
+    if (packed && ((r->base & 0x7fff) >= r->size || (r->base >> 16 & 0x7fff) >= r->size))
+        return error_set(err, -EINVAL, "ring %u: base 0x%x lies beyond its %u descriptors", index, r->base,
+                         r->size);
+    return 0;
+}
+
+static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index, struct error *err)
+{
+    struct vring *r = &c->rings[index];
+    bool packed = ring_packed(c);
+    uint64_t n = r->size;
+    int ret = ring_check_base(r, index, packed, err);
+    if (ret < 0)
+        return ret;
+
+    struct virtio_blk_queue_setup setup = {
+        .size = r->size,
+        .packed = packed,
+        .memory = c->memory,
+        .last_avail_idx = (uint16_t)r->base,
+        .last_used_idx = (uint16_t)(r->base >> 16),
+        .kick_fd = r->kick_fd,
+        .no_kicks = r->kick_fd < 0,
+        .call_fd = r->call_fd,
+        .memory_broken = &c->memory_broken,
+    };
+    uint64_t used_bytes;
+    if (packed) {
+        used_bytes = 16 * n; /* what the device writes of a packed ring is the descriptor ring */
+        setup.desc =
+            ring_part(c, index, "descriptor ring", r->addr.desc_user_addr, 16 * n, VIRTQ_DESC_ALIGN, err);
+        if (setup.desc)
+            setup.driver = ring_part(c, index, "driver event area", r->addr.avail_user_addr,
+                                     sizeof(struct virtq_packed_event), VIRTQ_PACKED_EVENT_ALIGN, err);
+        if (setup.driver)
+            setup.device = ring_part(c, index, "device event area", r->addr.used_user_addr,
+                                     sizeof(struct virtq_packed_event), VIRTQ_PACKED_EVENT_ALIGN, err);
+    } else {
+        used_bytes = VIRTQ_USED_BYTES(n);
+        setup.desc = ring_part(c, index, "descriptor table", r->addr.desc_user_addr, VIRTQ_DESC_BYTES(n),
+                               VIRTQ_DESC_ALIGN, err);
+        if (setup.desc)
+            setup.driver = ring_part(c, index, "available ring", r->addr.avail_user_addr,
+                                     VIRTQ_AVAIL_BYTES(n), VIRTQ_AVAIL_ALIGN, err);
+        if (setup.driver)
+            setup.device =
+                ring_part(c, index, "used ring", r->addr.used_user_addr, used_bytes, VIRTQ_USED_ALIGN, err);
+    }
+    if (!setup.device)
+        return -EFAULT;
+
+    if ((c->features & VIRTIO_BIT(VHOST_F_LOG_ALL)) && c->log.data) {
+        setup.log = c->log.data;
+        setup.log_bytes = c->log.bytes;
+        setup.log_used = r->addr.flags & VHOST_USER_VRING_F_LOG;
+        setup.log_used_addr = r->addr.log_guest_addr;
+        /* "the bit offset of the last byte of the ring must fall within the size supplied" */
+        uint64_t end;
+        if (setup.log_used && (__builtin_add_overflow(setup.log_used_addr, used_bytes - 1, &end) ||
+                               end / VHOST_LOG_PAGE / 8 >= setup.log_bytes))
+            return error_set(err, -EINVAL,
+                             "ring %u: the used ring's log address 0x%" PRIx64 " lies beyond the log", index,
+                             setup.log_used_addr);
+    }
+    if (c->inflight.data) {
+        if (index >= c->inflight_queues || r->size > c->inflight_queue_size)
+            return error_set(err, -EINVAL, "ring %u of %u: the inflight region is for %u rings of %u", index,
+                             r->size, c->inflight_queues, c->inflight_queue_size);
+        setup.inflight_bytes = inflight_queue_bytes(c->inflight_queue_size);
+        setup.inflight = c->inflight.data + index * setup.inflight_bytes;
+    }
+    ret = virtio_blk_co_queue_start(c->options->device, index, ring_loop(c, index), &setup, err);
+    if (ret < 0)
+        return error_prefix(err, ret, "ring %u", index);
+    r->runs = true;
+    return 0;
+}
+
+int coroutine_fn rings_update(struct vhost_user_connection *c, struct error *err)
+{
+    for (unsigned i = 0; i < c->options->num_queues; i++) {
+        struct vring *r = &c->rings[i];
+        bool wanted = ring_wanted(c, r);
+        if (r->runs && !wanted)
+            ring_pause(c, i);
+        if (!r->runs && wanted) {
+            int ret = ring_run(c, i, err);
+            if (ret < 0)
+                return ret;
+        }
+    }
+    return 0;
+}
+
+static void fd_replace(int *slot, int fd)
+{
+    if (*slot >= 0)
+        close(*slot);
+    *slot = fd;
+}
+
+void coroutine_fn rings_reset(struct vhost_user_connection *c)
+{
+    rings_pause(c);
+    for (unsigned i = 0; i < c->options->num_queues; i++) {
+        struct vring *r = &c->rings[i];
+        int call_fd = r->call_fd, err_fd = r->err_fd;
+        fd_replace(&r->kick_fd, -1);
+        *r = (struct vring){.kick_fd = -1, .call_fd = call_fd, .err_fd = err_fd};
+    }
+}
+
+void rings_close_fds(struct vhost_user_connection *c)
+{
+    for (unsigned i = 0; i < VIRTIO_BLK_QUEUES_MAX; i++) {
+        fd_replace(&c->rings[i].kick_fd, -1);
+        fd_replace(&c->rings[i].call_fd, -1);
+        fd_replace(&c->rings[i].err_fd, -1);
+    }
+}
+
+int coroutine_fn handle_set_vring_num(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                      struct vhost_user_message *reply, struct error *err)
+{
+    uint32_t index = m->payload.state.index, num = m->payload.state.num;
+    if (num < 1 || num > c->options->queue_size_max)
+        return error_set(err, -EINVAL,
+                         "ring %u: size %u is not 1 to %u (a larger one can be allowed by --queue-size)",
+                         index, num, c->options->queue_size_max);
+    c->rings[index].size = num;
+    return rings_update(c, err);
+}
+
+int coroutine_fn handle_set_vring_addr(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                       struct vhost_user_message *reply, struct error *err)
+{
+    const struct vhost_user_vring_addr *addr = &m->payload.addr;
+    if (addr->flags & ~VHOST_USER_VRING_F_LOG)
+        return error_set(err, -EINVAL, "ring %u: unknown flags 0x%x in SET_VRING_ADDR", addr->index,
+                         addr->flags);
+    ring_pause(c, addr->index);
+    c->rings[addr->index].addr = *addr;
+    c->rings[addr->index].has_addr = true;
+    return rings_update(c, err);
+}
+
+int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                       struct vhost_user_message *reply, struct error *err)
+{
+    c->rings[m->payload.state.index].base = m->payload.state.num;
+    return 0;
+}
+
+int coroutine_fn handle_get_vring_base(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                       struct vhost_user_message *reply, struct error *err)
+{
+    uint32_t index = m->payload.state.index;
+    struct vring *r = &c->rings[index];
+    ring_pause(c, index);
+    r->started = false;
+    r->broken = false;
+    /* A kick that comes late must not start it again: only SET_VRING_KICK does. */
+    fd_replace(&r->kick_fd, -1);
+    reply->payload.state = (struct vhost_user_vring_state){.index = index, .num = r->base};
+    reply->header.size = sizeof reply->payload.state;
+    return 0;
+}
+
+/* An eventfd or a pipe, made non-blocking: a descriptor that somebody else empties or fills must not hold up
+ * an iothread. -1 for "no descriptor came along". */
+static int take_event_fd(struct vhost_user_message *m, const char *what, int *fd, struct error *err)
+{
+    struct stat st;
+    *fd = -1;
+    if (m->nfds == 0)
+        return 0;
+    if (fstat(m->fds[0], &st) < 0 || ((st.st_mode & S_IFMT) != 0 && !S_ISFIFO(st.st_mode)))
+        return error_set(err, -EINVAL, "%s: the descriptor is neither an eventfd nor a pipe", what);
+    int flags = fcntl(m->fds[0], F_GETFL);
+    if (flags < 0 || fcntl(m->fds[0], F_SETFL, flags | O_NONBLOCK) < 0)
+        return error_set(err, -errno, "%s: the descriptor can't be made non-blocking: %s", what,
+                         strerror(errno));
+    *fd = m->fds[0];
+    m->fds[0] = -1;
+    return 0;
+}
+
+int coroutine_fn handle_set_vring_kick(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                       struct vhost_user_message *reply, struct error *err)
+{
+    unsigned index = m->payload.u64 & VHOST_USER_VRING_IDX_MASK;
+    struct vring *r = &c->rings[index];
+    int fd;
+    int ret = take_event_fd(m, "SET_VRING_KICK", &fd, err);
+    if (ret < 0)
+        return ret;
+    ring_pause(c, index);
+    fd_replace(&r->kick_fd, fd);
+    r->started = true;
+    r->broken = false;
+    return rings_update(c, err);
+}
+
+int coroutine_fn handle_set_vring_call(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                       struct vhost_user_message *reply, struct error *err)
+{
+    unsigned index = m->payload.u64 & VHOST_USER_VRING_IDX_MASK;
+    struct vring *r = &c->rings[index];
+    int fd;
+    int ret = take_event_fd(m, "SET_VRING_CALL", &fd, err);
+    if (ret < 0)
+        return ret;
+    if (r->runs) {
+        virtio_blk_co_queue_set_call(c->options->device, index, fd);
+        /* What completed while there was no descriptor would never be told: one interrupt too many is
+         * allowed. */
+        uint64_t one = 1;
+        if (fd >= 0 && write(fd, &one, sizeof one) < 0) {
+            /* full, so it is readable already; or takes nothing, which is the front end's choice */
+        }
+    }
+    fd_replace(&r->call_fd, fd);
+    return 0;
+}
+
+int coroutine_fn handle_set_vring_err(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                      struct vhost_user_message *reply, struct error *err)
+{
+    int fd;
+    int ret = take_event_fd(m, "SET_VRING_ERR", &fd, err);
+    if (ret < 0)
+        return ret;
+    fd_replace(&c->rings[m->payload.u64 & VHOST_USER_VRING_IDX_MASK].err_fd, fd);
+    return 0;
+}
+
+int coroutine_fn handle_set_vring_enable(struct vhost_user_connection *c, struct vhost_user_message *m,
+                                         struct vhost_user_message *reply, struct error *err)
+{
+    if (m->payload.state.num > 1)
+        return error_set(err, -EINVAL, "ring %u: SET_VRING_ENABLE with %u, not 0 or 1",
+                         m->payload.state.index, m->payload.state.num);
+    c->rings[m->payload.state.index].enabled = m->payload.state.num;
+    return rings_update(c, err);
+}

@@ -1,0 +1,334 @@
+/*
+ * The server (server.h): a listening socket and one connection at a time. All of it on the control loop, but
+ * for what the device tells from its queues' loops, which is put down in two atomic words and taken up by a
+ * bottom half.
+ */
+#include "host/vhost_user/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "host/device/sigbus_guard.h"
+#include "host/vhost_user/connection.h"
+
+struct vhost_user_server {
+    struct vhost_user_server_options options;
+    struct loop *loop;
+    int listen_fd;    /* -1: FD was a connected socket */
+    int connected_fd; /* that one, until the loop runs: nothing of a peer is read before; else -1 */
+    struct loop_fd listener;
+    bool listening;                                       /* LISTENER is on the loop */
+    char path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" if the socket is not ours to remove */
+    dev_t path_device;
+    ino_t path_inode;
+
+    struct vhost_user_connection *connection;
+    bool once, stopping, stopped;
+    struct loop_bh stopped_bh, events_bh, resume_bh;
+
+    /* From the queues' loops: partner of both is events_run, which exchanges them for 0. */
+    uint64_t broken_rings;
+    uint32_t config_changed;
+
+    struct vhost_user_server_stats stats;
+};
+
+static void server_listen_on(struct vhost_user_server *s);
+static int server_connect(struct vhost_user_server *s, int fd, struct error *err);
+
+static void server_stopped(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    if (!s->stopped && s->options.stopped)
+        s->options.stopped(s->options.opaque);
+    s->stopped = true;
+}
+
+/* At the start, and after a connection has gone, outside of its coroutine. */
+static void server_resume(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    struct error err = {0};
+    int fd = s->connected_fd;
+    s->connected_fd = -1;
+    if (fd >= 0 && !s->stopping) {
+        if (server_connect(s, fd, &err) == 0)
+            return;
+        log_message("%s", err.text);
+        fd = -1;
+    }
+    if (fd >= 0)
+        close(fd);
+    if (s->stopping || s->once)
+        server_stopped(s);
+    else
+        server_listen_on(s);
+}
+
+static void coroutine_fn server_serve(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    if (!connection_co_serve(s->connection, &s->stats.messages))
+        s->stats.broken_connections++;
+    connection_destroy(s->connection);
+    s->connection = NULL;
+    loop_bh_schedule(&s->resume_bh);
+}
+
+/* Takes FD over, also on error. */
+static int server_connect(struct vhost_user_server *s, int fd, struct error *err)
+{
+    s->connection = connection_create(s, &s->options, s->loop, fd);
+    if (!s->connection) {
+        close(fd);
+        return error_set(err, -ENOMEM, "no memory for a connection");
+    }
+    struct coroutine *co = co_create(server_serve, s);
+    if (!co) {
+        connection_destroy(s->connection);
+        s->connection = NULL;
+        return error_set(err, -ENOMEM, "no coroutine for a connection");
+    }
+    s->stats.connections++;
+    co_enter(co);
+    return 0;
+}
+
+static void server_listen_off(struct vhost_user_server *s)
+{
+    if (s->listening)
+        loop_fd_remove(&s->listener);
+    s->listening = false;
+}
+
+static void server_accept(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    struct error err = {0};
+    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0)
+        return; /* gone again, or no descriptors: the loop comes back */
+    server_listen_off(s);
+    if (server_connect(s, fd, &err) < 0) {
+        log_message("a front end was turned away: %s", err.text);
+        loop_bh_schedule(&s->resume_bh);
+    }
+}
+
+static void server_listen_on(struct vhost_user_server *s)
+{
+    s->listener = (struct loop_fd){.fd = s->listen_fd, .on_readable = server_accept, .opaque = s};
+    int ret = loop_fd_add(s->loop, &s->listener);
+    s->listening = ret == 0;
+    if (ret < 0) {
+        log_message("cannot wait for front ends: %s", strerror(-ret));
+        loop_bh_schedule(&s->stopped_bh);
+    }
+}
+
+static void server_events(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    uint64_t broken = __atomic_exchange_n(&s->broken_rings, 0, __ATOMIC_ACQUIRE);
+    uint32_t changed = __atomic_exchange_n(&s->config_changed, 0, __ATOMIC_ACQUIRE);
+    if (!s->connection)
+        return;
+    for (unsigned i = 0; broken; i++, broken >>= 1) {
+        if (broken & 1)
+            connection_ring_broken(s->connection, i);
+    }
+    if (changed)
+        connection_send_config_change(s->connection);
+}
+
+static void device_config_changed(void *opaque)
+{
+    struct vhost_user_server *s = opaque;
+    __atomic_store_n(&s->config_changed, 1, __ATOMIC_RELEASE);
+    loop_bh_schedule(&s->events_bh);
+}
+
+static void device_needs_reset(void *opaque, unsigned queue, const char *why)
+{
+    struct vhost_user_server *s = opaque;
+    log_message("ring %u is broken: %s", queue, why);
+    __atomic_fetch_or(&s->broken_rings, 1ull << queue, __ATOMIC_RELEASE);
+    loop_bh_schedule(&s->events_bh);
+}
+
+static struct vhost_user_server *server_create(const struct vhost_user_server_options *options,
+                                               struct error *err)
+{
+    struct vhost_user_server *s = calloc(1, sizeof *s);
+    if (!s) {
+        error_set(err, -ENOMEM, "no memory for a server");
+        return NULL;
+    }
+    s->options = *options;
+    s->once = options->once;
+    s->loop = loop_current();
+    s->listen_fd = s->connected_fd = -1;
+    s->stopped_bh = (struct loop_bh){.fn = server_stopped, .opaque = s, .loop = s->loop};
+    s->resume_bh = (struct loop_bh){.fn = server_resume, .opaque = s, .loop = s->loop};
+    s->events_bh = (struct loop_bh){.fn = server_events, .opaque = s, .loop = s->loop};
+    /* A front end may hand us a pipe that nobody reads. */
+    signal(SIGPIPE, SIG_IGN);
+    int ret = sigbus_guard_install();
+    if (ret < 0) {
+        error_set(err, ret, "cannot catch SIGBUS: %s", strerror(-ret));
+        free(s);
+        return NULL;
+    }
+    struct virtio_blk_events events = {
+        .config_changed = device_config_changed, .needs_reset = device_needs_reset, .opaque = s};
+    virtio_blk_set_events(options->device, &events);
+    return s;
+}
+
+struct vhost_user_server *vhost_user_server_fd(int fd, const struct vhost_user_server_options *options,
+                                               struct error *err)
+{
+    int listening = 0, type = 0, domain = 0;
+    socklen_t len = sizeof listening;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX ||
+        type != SOCK_STREAM || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0) {
+        error_set(err, -ENOTSOCK,
+                  "descriptor %d is not a Unix stream socket (hand over a listening or connected one)", fd);
+        close(fd);
+        return NULL;
+    }
+    struct vhost_user_server *s = server_create(options, err);
+    if (!s) {
+        close(fd);
+        return NULL;
+    }
+    if (listening) {
+        s->listen_fd = fd;
+        server_listen_on(s);
+        return s;
+    }
+    s->once = true;
+    s->connected_fd = fd;
+    loop_bh_schedule(&s->resume_bh);
+    return s;
+}
+
+/* Is PATH free to bind? A socket without a listener is removed: its process is gone. */
+static int path_make_free(const char *path, const struct sockaddr_un *addr, struct error *err)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0) {
+        if (errno == ENOENT)
+            return 0;
+        return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    }
+    if (!S_ISSOCK(st.st_mode))
+        return error_set(err, -EEXIST, "%s: exists and is not a socket (choose another path for the socket)",
+                         path);
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (probe < 0)
+        return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+    int ret = connect(probe, (const struct sockaddr *)addr, sizeof *addr) < 0 ? -errno : 0;
+    close(probe);
+    if (ret == 0 || ret == -EAGAIN)
+        return error_set(err, -EADDRINUSE,
+                         "%s: the socket is taken by a running program (stop it, or choose another path)",
+                         path);
+    if (ret != -ECONNREFUSED)
+        return error_set(err, ret, "%s: %s", path, strerror(-ret));
+    if (unlink(path) < 0 && errno != ENOENT)
+        return error_set(err, -errno, "%s: cannot remove the socket that was left over: %s", path,
+                         strerror(errno));
+    return 0;
+}
+
+struct vhost_user_server *vhost_user_server_listen(const char *path,
+                                                   const struct vhost_user_server_options *options,
+                                                   struct error *err)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof addr.sun_path) {
+        error_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu characters", path,
+                  sizeof addr.sun_path - 1);
+        return NULL;
+    }
+    strcpy(addr.sun_path, path);
+    if (path_make_free(path, &addr, err) < 0)
+        return NULL;
+
+    struct vhost_user_server *s = server_create(options, err);
+    if (!s)
+        return NULL;
+    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (s->listen_fd < 0 || bind(s->listen_fd, (struct sockaddr *)&addr, sizeof addr) < 0) {
+        error_set(err, -errno, "%s: cannot make the socket: %s", path, strerror(errno));
+        goto fail;
+    }
+    struct stat st;
+    if (lstat(path, &st) == 0) {
+        strcpy(s->path, path);
+        s->path_device = st.st_dev;
+        s->path_inode = st.st_ino;
+    }
+    if (listen(s->listen_fd, 8) < 0) {
+        error_set(err, -errno, "%s: cannot listen: %s", path, strerror(errno));
+        goto fail;
+    }
+    server_listen_on(s);
+    return s;
+fail:
+    vhost_user_server_destroy(s);
+    return NULL;
+}
+
+void vhost_user_server_stop(struct vhost_user_server *s)
+{
+    if (s->stopping)
+        return;
+    s->stopping = true;
+    server_listen_off(s);
+    if (s->connection)
+        connection_cancel(s->connection);
+    else
+        loop_bh_schedule(&s->stopped_bh);
+}
+
+void vhost_user_server_destroy(struct vhost_user_server *s)
+{
+    struct virtio_blk_events none = {0};
+    struct stat st;
+    if (!s)
+        return;
+    virtio_blk_set_events(s->options.device, &none);
+    server_listen_off(s);
+    loop_bh_cancel(&s->stopped_bh);
+    loop_bh_cancel(&s->resume_bh);
+    loop_bh_cancel(&s->events_bh);
+    if (s->listen_fd >= 0)
+        close(s->listen_fd);
+    if (s->connected_fd >= 0)
+        close(s->connected_fd);
+    /* Only what we made: somebody may have put another socket there. */
+    if (s->path[0] && lstat(s->path, &st) == 0 && st.st_dev == s->path_device && st.st_ino == s->path_inode)
+        unlink(s->path);
+    free(s);
+}
+
+void vhost_user_server_stats(const struct vhost_user_server *s, struct vhost_user_server_stats *stats)
+{
+    *stats = s->stats;
+    stats->connected = s->connection != NULL;
+    if (!s->connection)
+        return;
+    stats->features = s->connection->features;
+    stats->protocol_features = s->connection->protocol_features;
+    for (unsigned i = 0; i < s->options.num_queues; i++)
+        stats->rings_running += s->connection->rings[i].runs;
+}
