@@ -1,0 +1,265 @@
+/*
+ * Options of the device, and the device made from them (cmd_device.h).
+ */
+#include "host/cmd/cmd_device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "host/runtime/iothread.h"
+
+static const char *const format_names[] = {"qcow2", "raw", "null", NULL};
+static const char *const aio_names[] = {"default", "native", "io_uring", "threads", NULL};
+static const char *const cache_names[] = {"none", "writeback", "unsafe", NULL};
+static const char *const discard_names[] = {"unmap", "ignore", NULL};
+static const char *const detect_zeroes_names[] = {"off", "on", "unmap", NULL};
+static const char *const policy_names[] = {"report", "ignore", "stop", "enospc", NULL};
+
+static int set_format(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    for (unsigned i = 0; format_names[i]; i++) {
+        if (strcmp(format_names[i], value) == 0) {
+            o->open.format = format_names[i];
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "--format=%s: no such format (choose one of qcow2, raw, null)", value);
+}
+
+static int set_backing(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    o->open.backing_dir = NULL;
+    if (strcmp(value, "deny") == 0) {
+        o->open.backing = BACKING_DENY;
+    } else if (strcmp(value, "same-dir") == 0) {
+        o->open.backing = BACKING_SAME_DIR;
+    } else {
+        o->open.backing = BACKING_DIR;
+        o->open.backing_dir = value;
+    }
+    return 0;
+}
+
+static int set_queue_size(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    uint64_t n;
+    if (cmd_parse_count(value, &n) < 0 || n < 2 || n > VIRTQUEUE_MAX_SIZE || (n & (n - 1)))
+        return error_set(err, -EINVAL, "--queue-size=%s: not a power of two from 2 to %u", value,
+                         VIRTQUEUE_MAX_SIZE);
+    o->device.queue_size_max = (unsigned)n;
+    return 0;
+}
+
+static int set_block_size(uint32_t *to, const char *name, const char *value, struct error *err)
+{
+    uint64_t n;
+    if (cmd_parse_size(value, &n) < 0 || n < 512 || n > 2u << 20 || (n & (n - 1)))
+        return error_set(err, -EINVAL, "--%s=%s: not a power of two from 512 to 2M", name, value);
+    *to = (uint32_t)n;
+    return 0;
+}
+
+static int set_logical(void *values, const char *value, struct error *err)
+{
+    return set_block_size(&((struct cmd_device_options *)values)->device.logical_block_size,
+                          "logical-block-size", value, err);
+}
+
+static int set_physical(void *values, const char *value, struct error *err)
+{
+    return set_block_size(&((struct cmd_device_options *)values)->device.physical_block_size,
+                          "physical-block-size", value, err);
+}
+
+static int set_serial(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    if (strlen(value) > VIRTIO_BLK_ID_BYTES)
+        return error_set(err, -EINVAL, "--serial=%s: longer than %u bytes", value, VIRTIO_BLK_ID_BYTES);
+    strcpy(o->device.serial, value);
+    return 0;
+}
+
+static int set_audit(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    o->audit = true;
+    o->audit_file = value;
+    return 0;
+}
+
+static int set_policy(enum virtio_blk_policy *to, const char *name, const char *value, bool write,
+                      struct error *err)
+{
+    for (unsigned i = 0; policy_names[i]; i++) {
+        if (strcmp(policy_names[i], value) == 0 && (write || i != VIRTIO_BLK_ENOSPC)) {
+            *to = (enum virtio_blk_policy)i;
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "--%s=%s: no such policy (choose one of report, ignore, stop%s)", name,
+                     value, write ? ", enospc" : "");
+}
+
+static int set_rerror(void *values, const char *value, struct error *err)
+{
+    return set_policy(&((struct cmd_device_options *)values)->device.read_error, "rerror", value, false, err);
+}
+
+static int set_werror(void *values, const char *value, struct error *err)
+{
+    return set_policy(&((struct cmd_device_options *)values)->device.write_error, "werror", value, true, err);
+}
+
+#define AT(field) offsetof(struct cmd_device_options, field)
+
+/* clang-format off */
+const struct cmd_option cmd_device_option_rows[] = {
+    {"blk-file", "PATH", "the image (or give it as the only argument without a name)", CMD_STRING, AT(blk_file)},
+    {"format", "FORMAT", "qcow2, raw or null (default: qcow2 by its magic, else raw, safely); null needs no file: reads give zeroes",
+     CMD_CALL, .set = set_format},
+    {"size", "BYTES", "capacity of a null image", CMD_SIZE, AT(size), 512, 1ull << 60},
+    {"read-only", NULL, "refuse writes", CMD_FLAG, AT(read_only)},
+    {"aio", "KIND", "native (linux-aio), io_uring or threads (default: native where the file takes O_DIRECT, else threads)",
+     CMD_CHOICE, AT(open.aio), .choices = aio_names},
+    {"cache", "MODE", "none (O_DIRECT, default), writeback (host page cache) or unsafe (and flushes are dropped)",
+     CMD_CHOICE, AT(open.cache), .choices = cache_names},
+    {"num-queues", "N", "virtqueues, 1 to 64 (default 1)", CMD_UNSIGNED, AT(device.num_queues), 1, VIRTIO_BLK_QUEUES_MAX},
+    {"queue-size", "N", "largest size of a virtqueue, a power of two, 2 to 32768 (default 256)", CMD_CALL, .set = set_queue_size},
+    {"iothreads", "N", "threads, 1 to 64 (default 1); queue q is served by thread q mod N", CMD_UNSIGNED, AT(iothreads), 1, VIRTIO_BLK_QUEUES_MAX},
+    {"poll-max-ns", "N", "ceiling of adaptive polling in nanoseconds (default 32768); 0 turns it off", CMD_COUNT64, AT(poll_max_ns), 0, 1000000000},
+    {"request-merging", "on|off", "make one request of those that touch on disk (default on)", CMD_ON_OFF, AT(device.request_merging)},
+    {"serial", "S", "the disk's serial, at most 20 bytes", CMD_CALL, .set = set_serial},
+    {"logical-block-size", "B", "as the guest sees it (default 512)", CMD_CALL, .set = set_logical},
+    {"physical-block-size", "B", "as the guest sees it (default: the logical one)", CMD_CALL, .set = set_physical},
+    {"discard", "MODE", "unmap (default) or ignore", CMD_CHOICE, AT(ignore_discard), .choices = discard_names},
+    {"detect-zeroes", "MODE", "off (default), on (zeroes are stored as such) or unmap (and may be deallocated)", CMD_CHOICE, AT(open.detect_zeroes), .choices = detect_zeroes_names},
+    {"rerror", "POLICY", "when a read fails: report (default), ignore or stop (park it until `resume` on the control socket)", CMD_CALL, .set = set_rerror},
+    {"werror", "POLICY", "when a write fails: report (default), ignore, stop, or enospc (stop when space is short, else report)", CMD_CALL, .set = set_werror},
+    {"backing", "POLICY", "which backing and data files an image may name: deny, same-dir (default) or a directory", CMD_CALL, .set = set_backing},
+    {"audit", "[=FILE]", "judge the driver: a line for each rule of the virtio specification that it breaks, to FILE or stderr", CMD_CALL, .set = set_audit},
+    {"lock", "on|off", "lock the image as QEMU does, so that two writers exclude each other (default on)", CMD_ON_OFF, AT(lock)},
+    {0}
+};
+/* clang-format on */
+
+void cmd_device_options_init(struct cmd_device_options *o)
+{
+    *o = (struct cmd_device_options){
+        .lock = true,
+        .iothreads = 1,
+        .poll_max_ns = 32768,
+        .device = {.num_queues = 1,
+                   .queue_size_max = 256,
+                   .logical_block_size = 512,
+                   .request_merging = true},
+    };
+}
+
+int cmd_device_options_check(struct cmd_device_options *o, struct error *err)
+{
+    bool null = o->open.format && strcmp(o->open.format, "null") == 0;
+    if (null && o->blk_file)
+        return error_set(err, -EINVAL, "%s: --format=null needs no file (leave one of the two out)",
+                         o->blk_file);
+    if (null && !o->size)
+        return error_set(err, -EINVAL, "--format=null: its capacity is missing (add --size=BYTES)");
+    if (!null && o->size)
+        return error_set(err, -EINVAL, "--size: only a null image takes it (an image file has its own)");
+    if (!null && !o->blk_file)
+        return error_set(err, -EINVAL, "no image given (add --blk-file=PATH, or --format=null --size=BYTES)");
+    if (!o->device.physical_block_size)
+        o->device.physical_block_size = o->device.logical_block_size;
+    if (o->device.physical_block_size < o->device.logical_block_size)
+        return error_set(err, -EINVAL, "--physical-block-size=%u: smaller than the logical one, %u",
+                         o->device.physical_block_size, o->device.logical_block_size);
+    o->open.read_only = o->read_only;
+    o->open.no_lock = !o->lock;
+    o->open.null_bytes = o->size;
+    o->open.ignore_discard = o->ignore_discard;
+    o->device.discard = !o->ignore_discard;
+    return 0;
+}
+
+/* On a queue's loop. One write for a line, so that threads do not mix. */
+static void audit_line(void *opaque, const char *line)
+{
+    const struct cmd_device *d = opaque;
+    char text[1024];
+    if (d->audit_fd < 0) {
+        log_message("audit: %s", line);
+        return;
+    }
+    int n = snprintf(text, sizeof text, "%s\n", line);
+    if (n >= (int)sizeof text)
+        n = sizeof text - 1;
+    if (write(d->audit_fd, text, (size_t)n) < 0)
+        log_message("audit: %s", line);
+}
+
+struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err)
+{
+    struct cmd_device *d = calloc(1, sizeof *d);
+    if (!d) {
+        error_set(err, -ENOMEM, "no memory for a device");
+        return NULL;
+    }
+    d->options = *options;
+    d->audit_fd = -1;
+    if (options->audit && options->audit_file) {
+        d->audit_fd = open(options->audit_file, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+        if (d->audit_fd < 0) {
+            error_set(err, -errno, "%s: cannot be written: %s", options->audit_file, strerror(errno));
+            goto fail;
+        }
+    }
+    d->blk = blk_open(options->blk_file ? options->blk_file : "", &d->options.open, err);
+    if (!d->blk)
+        goto fail;
+    if (options->audit) {
+        d->options.device.audit = audit_line;
+        d->options.device.audit_opaque = d;
+    }
+    d->virtio_blk = virtio_blk_create(d->blk, &d->options.device, err);
+    if (!d->virtio_blk)
+        goto fail;
+    for (; d->queue_loop_count < options->iothreads; d->queue_loop_count++) {
+        char name[24];
+        unsigned i = d->queue_loop_count;
+        snprintf(name, sizeof name, "iothread%u", i);
+        d->iothreads[i] = iothread_start(name, options->poll_max_ns, err);
+        if (!d->iothreads[i])
+            goto fail;
+        d->queue_loops[i] = iothread_loop(d->iothreads[i]);
+    }
+    return d;
+fail:
+    cmd_device_stop(d, NULL);
+    return NULL;
+}
+
+int cmd_device_stop(struct cmd_device *d, struct error *err)
+{
+    int ret = 0;
+    if (!d)
+        return 0;
+    for (unsigned i = 0; i < d->queue_loop_count; i++)
+        iothread_stop(d->iothreads[i]);
+    if (d->virtio_blk)
+        virtio_blk_destroy(d->virtio_blk);
+    if (d->blk)
+        ret = blk_close(d->blk);
+    if (ret < 0)
+        error_set(err, ret, "%s: not everything could be written: %s",
+                  d->options.blk_file ? d->options.blk_file : "image", strerror(-ret));
+    if (d->audit_fd >= 0)
+        close(d->audit_fd);
+    free(d);
+    return ret;
+}
