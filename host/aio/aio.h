@@ -26,6 +26,7 @@ struct aio_request {
     /* engine's own */
     struct coroutine *co;
     int64_t result; /* bytes, or a negative errno */
+    uint64_t trace_id;
     struct aio_request *next;
     uint64_t engine_words[10]; /* struct iocb and the like */
 };

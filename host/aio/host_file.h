@@ -23,10 +23,10 @@ enum aio_kind {
     AIO_THREADS
 };
 
-#define HOST_FILE_READ_ONLY 1u
-#define HOST_FILE_DIRECT    2u /* O_DIRECT wanted: an error where it can't be had, unless _MAY_FALL_BACK */
+#define HOST_FILE_READ_ONLY     1u
+#define HOST_FILE_DIRECT        2u /* O_DIRECT wanted: an error where it can't be had, unless _MAY_FALL_BACK */
 #define HOST_FILE_MAY_FALL_BACK 4u
-#define HOST_FILE_CREATE    8u /* create or truncate */
+#define HOST_FILE_CREATE        8u /* create or truncate */
 
 struct host_file;
 
@@ -34,7 +34,8 @@ struct host_file_ops {
     /* All of these: coroutine context; IOV covers exactly BYTES; result 0 or a negative errno.
      * preadv: what lies beyond the end of the file reads as zeroes. Short transfers are continued inside.
      * OFFSET, BYTES, and each element's address and length are multiples of the file's alignments. */
-    int (*co_preadv)(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset, uint64_t bytes);
+    int (*co_preadv)(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset,
+                     uint64_t bytes);
     int (*co_pwritev)(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset,
                       uint64_t bytes, bool fua);
     int (*co_fdatasync)(struct host_file *file);
@@ -47,7 +48,8 @@ struct host_file_ops {
     int (*co_truncate)(struct host_file *file, uint64_t bytes, bool fallocate);
     /* Size in bytes now; or -errno. Any thread, no coroutine needed. */
     int64_t (*size)(struct host_file *file);
-    /* Next run of data or hole at OFFSET: *BYTES its length from there (0 at the end), *DATA which. -ENOTSUP. */
+    /* Next run of data or hole at OFFSET: *BYTES its length from there (0 at the end), *DATA which. -ENOTSUP.
+     */
     int (*co_extent)(struct host_file *file, uint64_t offset, uint64_t *bytes, bool *data);
     /* Locks: open-file-description locks on single bytes of [start, start+len), for sharing or alone.
      * -EAGAIN if somebody else holds it. Unlock with type F_UNLCK. May block shortly. */
@@ -64,17 +66,18 @@ struct host_file {
     ino_t inode;
     mode_t mode;
     bool read_only, direct;
-    enum aio_kind aio;             /* what is really used */
-    uint32_t request_alignment;    /* of offset and length; 1 where there is none */
-    uint32_t memory_alignment;     /* of buffers */
-    uint32_t max_iov;              /* elements in one transfer, at least 16 */
-    uint64_t max_transfer;         /* bytes in one transfer */
+    enum aio_kind aio;          /* what is really used */
+    uint32_t request_alignment; /* of offset and length; 1 where there is none */
+    uint32_t memory_alignment;  /* of buffers */
+    uint32_t max_iov;           /* elements in one transfer, at least 16 */
+    uint64_t max_transfer;      /* bytes in one transfer */
 };
 
 /* Opens PATH, which must be a regular file or block device (never blocks on a FIFO, refuses a directory).
  * FLAGS are HOST_FILE_...; AIO the way wanted: one that can't be had is -ENOTSUP with a sentence, never a
  * silent other choice. Any thread. */
-int host_file_open(const char *path, unsigned flags, enum aio_kind aio, struct host_file **file, struct error *err);
+int host_file_open(const char *path, unsigned flags, enum aio_kind aio, struct host_file **file,
+                   struct error *err);
 
 /* Same, on a descriptor that is open already and belongs to the file from now on (also on error). */
 int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind aio, struct host_file **file,
