@@ -21,7 +21,6 @@
 /* Linked in where the qcow2 library is; a program without it opens everything else. */
 #pragma weak qcow2_driver
 
-
 const struct node_driver *const node_drivers[] = {&raw_driver, &null_driver, &qcow2_driver, NULL};
 
 const struct node_driver *node_driver_find(const char *format_name)
