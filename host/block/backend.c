@@ -231,7 +231,6 @@ static bool start(struct blk_loop *bl, struct blk_request *request)
         co_enter(co);
         return true;
     }
-    inflight_leave(&bl->blk->inflight, bl->slot);
     /* Back to the head of the line. */
     request->next = bl->parked;
     bl->parked = request;
@@ -240,6 +239,7 @@ static bool start(struct blk_loop *bl, struct blk_request *request)
     __atomic_store_n(&bl->parked_count, bl->parked_count + 1, __ATOMIC_SEQ_CST);
     if (!bl->retry.armed)
         loop_timer_arm(bl->loop, &bl->retry, world_now_ns() + RETRY_NS);
+    inflight_leave(&bl->blk->inflight, bl->slot);
     return false;
 }
 

@@ -37,7 +37,7 @@ int coroutine_fn node_co_flush(struct node *node)
         node->flushed_gen = covered;
     else if (node->driver->is_protocol)
         node->flush_error = ret;
-    co_queue_wake_all(&node->flush_waiters);
     spin_unlock(&node->flush_guard);
+    co_queue_wake_all(&node->flush_waiters);
     return ret;
 }

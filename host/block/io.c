@@ -86,8 +86,8 @@ static void tracked_end_slow(struct node *node, struct tracked_request *self)
     *link = self->next;
     if (!self->next)
         node->tracked_end = link;
-    co_queue_wake_all(&self->waiters);
     spin_unlock(&node->inflight.guard);
+    co_queue_wake_all(&self->waiters); /* out of the list: nobody joins them any more */
     if (self->serialising)
         inflight_open(&node->inflight);
 }

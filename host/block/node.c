@@ -21,6 +21,7 @@
 /* Linked in where the qcow2 library is; a program without it opens everything else. */
 #pragma weak qcow2_driver
 
+
 const struct node_driver *const node_drivers[] = {&raw_driver, &null_driver, &qcow2_driver, NULL};
 
 const struct node_driver *node_driver_find(const char *format_name)
@@ -67,24 +68,28 @@ static void limits_set_defaults(struct node_limits *limits)
         limits->request_alignment = 1;
     if (limits->memory_alignment == 0)
         limits->memory_alignment = 1;
+    /* An element's length has to be aligned like its address: so has the sum. */
+    if (limits->request_alignment < limits->memory_alignment)
+        limits->request_alignment = limits->memory_alignment;
     if (limits->max_transfer && limits->max_transfer < limits->request_alignment)
         limits->max_transfer = limits->request_alignment;
     limits->max_transfer -= limits->max_transfer % limits->request_alignment;
 }
 
-int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options,
-                                       struct node **node, struct error *err)
+int coroutine_fn node_co_open_driver(const struct node_driver *driver, const char *path,
+                                     const struct open_options *options, struct node **node,
+                                     struct error *err)
 {
     *node = NULL;
-    struct node *protocol = node_alloc(&file_driver, path);
+    struct node *protocol = node_alloc(driver, path);
     if (!protocol)
         return error_set(err, -ENOMEM, "'%s': out of memory", path);
     protocol->read_only = options->read_only;
     protocol->ignore_discard = options->ignore_discard;
     protocol->unsafe = options->cache == CACHE_UNSAFE;
-    protocol->grows = true;
+    protocol->grows = driver->is_protocol;
     protocol->depth = options->depth;
-    int ret = protocol->driver->co_open(protocol, options, err);
+    int ret = driver->co_open(protocol, options, err);
     if (ret < 0) {
         node_free(protocol);
         return ret;
@@ -92,6 +97,12 @@ int coroutine_fn node_co_open_protocol(const char *path, const struct open_optio
     limits_set_defaults(&protocol->limits);
     *node = protocol;
     return 0;
+}
+
+int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options,
+                                       struct node **node, struct error *err)
+{
+    return node_co_open_driver(&file_driver, path, options, node, err);
 }
 
 int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct node *below,
@@ -177,10 +188,9 @@ static int check_ancestors(const struct node *protocol, const struct open_option
     return 0;
 }
 
-/* Opens the format DRIVER on PROTOCOL (NULL: on nothing) and takes the reference over, also on error. */
-static int coroutine_fn open_format(const struct node_driver *driver, struct node *protocol, const char *path,
-                                    const struct open_options *options, bool probed, struct node **out,
-                                    struct error *err)
+int coroutine_fn node_co_open_format(const struct node_driver *driver, struct node *protocol,
+                                     const char *path, const struct open_options *options, bool probed,
+                                     struct node **out, struct error *err)
 {
     struct node_ancestor self = {0, 0, options->ancestors};
     struct open_options inner = *options;
@@ -213,6 +223,7 @@ static int coroutine_fn open_format(const struct node_driver *driver, struct nod
 fail:
     node_free(node);
     node_co_close(protocol);
+    *out = NULL;
     return ret;
 }
 
@@ -231,7 +242,7 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
     if (format && !(driver = node_driver_find(format)))
         return error_set(err, -EINVAL, "unknown format '%s' (qcow2, raw and null are known)", format);
     if (driver == &null_driver)
-        return open_format(driver, NULL, path ? path : "", &opened, false, node, err);
+        return node_co_open_format(driver, NULL, path ? path : "", &opened, false, node, err);
 
     ret = node_co_open_protocol(path, &opened, &protocol, err);
     if (ret < 0)
@@ -252,7 +263,7 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
         }
         driver = node_driver_find(format);
     }
-    return open_format(driver, protocol, path, &opened, options->format == NULL, node, err);
+    return node_co_open_format(driver, protocol, path, &opened, options->format == NULL, node, err);
 
 fail:
     node_co_close(protocol);

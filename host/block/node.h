@@ -185,6 +185,17 @@ int node_resolve_name(const char *filename, const char *name, char **path, struc
 int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options,
                                        struct node **node, struct error *err);
 
+/* A node of DRIVER that stands on no other node: the protocol node above, and what tests put in its place. */
+int coroutine_fn node_co_open_driver(const struct node_driver *driver, const char *path,
+                                     const struct open_options *options, struct node **node,
+                                     struct error *err);
+
+/* Opens the format DRIVER on PROTOCOL, taking over the reference, also on error. PROBED: DRIVER was guessed.
+ */
+int coroutine_fn node_co_open_format(const struct node_driver *driver, struct node *protocol,
+                                     const char *path, const struct open_options *options, bool probed,
+                                     struct node **node, struct error *err);
+
 /* Puts a filter (a driver with is_filter) above BELOW, taking over the reference to it, also on error.
  * SETUP(node, OPAQUE) fills in the instance in place of the driver's co_open; may be NULL. */
 int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct node *below,
