@@ -114,7 +114,7 @@ static void laio_submit(void *opaque)
         AIO_COUNT(laio->loop, submit_syscalls);
         if (ret > 0) {
             laio->in_flight += (unsigned)ret;
-            while (ret-- > 0)
+            while (ret-- > 0 && laio->first)
                 queue_pop(laio);
         } else if (ret == 0 || ret == -EAGAIN || ret == -EINTR) {
             AIO_COUNT(laio->loop, eagain);

@@ -169,6 +169,7 @@ static struct coroutine *stack_map(bool beyond_limit)
     pthread_mutex_unlock(&all_lock);
 
     total = CO_STACK_BYTES + page;
+    /* cppcheck-suppress invalidFunctionArg ; -1 is what MAP_ANONYMOUS wants */
     map = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK,
                -1, 0);
     if (map == MAP_FAILED)

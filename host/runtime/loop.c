@@ -16,6 +16,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -110,7 +111,7 @@ struct loop *loop_create(const char *name, struct error *err)
                   strerror(-ret), LOOPS_MAX);
         return NULL;
     }
-    strncpy(loop->name, name, sizeof(loop->name) - 1);
+    snprintf(loop->name, sizeof(loop->name), "%s", name);
     loop_current_thread = loop;
     return loop;
 }
@@ -615,7 +616,7 @@ static bool wait_for_work(struct loop *loop)
     if (!poll_max || !loop->polled)
         return sleep_once(loop, deadline);
 
-    start = now = world_now_ns();
+    start = world_now_ns();
     budget = loop_budget(loop);
     if (budget > poll_max)
         budget = poll_max;

@@ -187,7 +187,7 @@ struct run {
     struct co_queue all_done;
     struct co_rwlock resizing; /* a resize is not overtaken by requests, as a device would see to */
     bool failed;
-    char why[256];
+    char why[640];
 };
 
 static void fail(struct run *run, const char *what, int result)

@@ -65,7 +65,7 @@ struct reading {
     uint8_t *data;
     uint64_t sectors;
     bool good;
-    char why[600];
+    char why[1200];
 };
 
 static void coroutine_fn read_image(void *opaque)
@@ -154,7 +154,7 @@ static bool explore(const struct crash_workload *w, const char *dir, uint64_t se
                                                 : CRASH_RANDOM;
         uint64_t state_seed = crash_random(&random);
         crash_disk_state(&disk, at, choice, state_seed);
-        char why[512];
+        char why[1400];
         bool changed = false;
         if (!put_state(&disk, fd, previous, &previous_bytes)) {
             perror(path);

@@ -232,7 +232,7 @@ static void one_of_many(void *arg)
 {
     struct many *m = arg;
     unsigned i = m->started++;
-    struct iovec iov = {m->buffer + (size_t)(i % 64) * 4096, 4096};
+    struct iovec iov = {m->buffer + (size_t)i * 4096, 4096};
     uint64_t offset = (uint64_t)(i % 64) * 4096;
 
     if (m->file->ops->co_preadv(m->file, &iov, 1, offset, 4096) < 0 ||
@@ -247,7 +247,7 @@ static void run_many(enum aio_kind aio, const char *directory)
 
     make_file(directory, FILE_BYTES);
     m.file = open_file(HOST_FILE_DIRECT, aio);
-    m.buffer = buffer_of(64 * 4096);
+    m.buffer = buffer_of(MANY * 4096);
     if (m.file) {
         for (unsigned i = 0; i < MANY; i++) {
             struct coroutine *co = co_create(one_of_many, &m);

@@ -1,0 +1,180 @@
+/*
+ * The kinds of request (virtio 1.4, 5.2.6): one table; what is checked before one is taken; what a status
+ * means.
+ */
+#include "guest/driver/vblk_internal.h"
+
+/* A direction goes by this table, never by a bit of the type: SECURE_ERASE is even and its range list is read
+ * by the device all the same. */
+const struct op_info op_table[OP_COUNT] = {
+    [VBLK_READ] = {VIRTIO_BLK_T_IN, OP_IN | OP_SECTOR | OP_BLOCKS, 0},
+    [VBLK_WRITE] = {VIRTIO_BLK_T_OUT, OP_OUT | OP_SECTOR | OP_BLOCKS | OP_MODIFIES | OP_DIRTIES, 0},
+    [VBLK_FLUSH] = {VIRTIO_BLK_T_FLUSH, OP_FLUSH, 0},
+    [VBLK_DISCARD] = {VIRTIO_BLK_T_DISCARD, OP_RANGE | OP_MODIFIES | OP_DIRTIES, VIRTIO_BLK_F_DISCARD},
+    [VBLK_WRITE_ZEROES] = {VIRTIO_BLK_T_WRITE_ZEROES, OP_RANGE | OP_MODIFIES | OP_DIRTIES,
+                           VIRTIO_BLK_F_WRITE_ZEROES},
+    [VBLK_SECURE_ERASE] = {VIRTIO_BLK_T_SECURE_ERASE, OP_RANGE | OP_MODIFIES | OP_DIRTIES,
+                           VIRTIO_BLK_F_SECURE_ERASE},
+    [VBLK_GET_ID] = {VIRTIO_BLK_T_GET_ID, OP_IN | OP_WHOLE, 0},
+    [VBLK_GET_LIFETIME] = {VIRTIO_BLK_T_GET_LIFETIME, OP_IN | OP_WHOLE, VIRTIO_BLK_F_LIFETIME},
+    [VBLK_ZONE_REPORT] = {VIRTIO_BLK_T_ZONE_REPORT, OP_IN | OP_WHOLE | OP_SECTOR, VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_OPEN] = {VIRTIO_BLK_T_ZONE_OPEN, OP_SECTOR | OP_ZONE | OP_MODIFIES, VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_CLOSE] = {VIRTIO_BLK_T_ZONE_CLOSE, OP_SECTOR | OP_ZONE | OP_MODIFIES, VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_FINISH] = {VIRTIO_BLK_T_ZONE_FINISH, OP_SECTOR | OP_ZONE | OP_MODIFIES, VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_RESET] = {VIRTIO_BLK_T_ZONE_RESET, OP_SECTOR | OP_ZONE | OP_MODIFIES | OP_DIRTIES,
+                         VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_RESET_ALL] = {VIRTIO_BLK_T_ZONE_RESET_ALL, OP_MODIFIES | OP_DIRTIES, VIRTIO_BLK_F_ZONED},
+    [VBLK_ZONE_APPEND] = {VIRTIO_BLK_T_ZONE_APPEND,
+                          OP_OUT | OP_SECTOR | OP_WHOLE | OP_BLOCKS | OP_ZONE | OP_MODIFIES | OP_DIRTIES |
+                              OP_ONCE,
+                          VIRTIO_BLK_F_ZONED},
+};
+
+/* a modulo b without the division that 32-bit machines would want a library for; b != 0 */
+static uint32_t remainder_of(uint64_t a, uint32_t b)
+{
+    uint64_t rest = 0;
+    int i;
+
+    if ((b & (b - 1)) == 0)
+        return (uint32_t)(a & (b - 1));
+    for (i = 63; i >= 0; i--) {
+        rest = rest << 1 | (a >> i & 1);
+        if (rest >= b)
+            rest -= b;
+    }
+    return (uint32_t)rest;
+}
+
+/* Sum of the segments' lengths; UINT64_MAX if that overflows. */
+static uint64_t bytes_of(const struct vblk_request *request)
+{
+    uint64_t sum = 0;
+    uint32_t i;
+
+    for (i = 0; i < request->nsegs; i++) {
+        if (request->segs[i].len > UINT64_MAX - 1 - sum)
+            return UINT64_MAX;
+        sum += request->segs[i].len;
+    }
+    return sum;
+}
+
+/* [sector, sector + n) lies on the disk; written so that nothing can wrap */
+static bool within(uint64_t capacity, uint64_t sector, uint64_t n)
+{
+    return sector <= capacity && n <= capacity - sector;
+}
+
+const struct limits *range_limits(const struct vblk *disk, enum vblk_op op)
+{
+    return op == VBLK_DISCARD ? &disk->discard : op == VBLK_WRITE_ZEROES ? &disk->zeroes : &disk->erase;
+}
+
+static int check_range(const struct vblk *disk, const struct vblk_request *request)
+{
+    uint64_t mask = disk->sectors_per_block - 1;
+
+    if (range_limits(disk, request->op)->max_sectors == 0)
+        return -VBLK_ENOTSUP;
+    if (request->num_sectors == 0 || ((request->sector | request->num_sectors) & mask))
+        return -VBLK_EINVAL;
+    if (!within(capacity_get(disk), request->sector, request->num_sectors))
+        return -VBLK_ERANGE;
+    if (request->op == VBLK_SECURE_ERASE && disk->serial_writes) { /* 5.2.6.2: whole zones */
+        uint32_t zone = le32_get(disk->device_config.zoned.zone_sectors);
+        if (zone && remainder_of(request->num_sectors, zone) != 0)
+            return -VBLK_EINVAL;
+    }
+    return 0;
+}
+
+static int check_zone(const struct vblk *disk, const struct vblk_request *request, uint64_t bytes)
+{
+    uint32_t zone = le32_get(disk->device_config.zoned.zone_sectors);
+
+    if (request->sector >= capacity_get(disk))
+        return -VBLK_ERANGE;
+    if (zone == 0 || remainder_of(request->sector, zone) != 0)
+        return -VBLK_EINVAL;
+    if (request->op == VBLK_ZONE_APPEND) {
+        uint32_t most = le32_get(disk->device_config.zoned.max_append_sectors);
+        uint32_t granularity = le32_get(disk->device_config.zoned.write_granularity);
+        if (most == 0)
+            return -VBLK_ENOTSUP;
+        if (bytes / VIRTIO_BLK_SECTOR_BYTES > most || (granularity && remainder_of(bytes, granularity) != 0))
+            return -VBLK_EINVAL;
+    }
+    return 0;
+}
+
+static int check_whole(const struct vblk *disk, const struct vblk_request *request, uint64_t bytes)
+{
+    switch (request->op) {
+    case VBLK_GET_ID:
+        return bytes == VIRTIO_BLK_ID_BYTES ? 0 : -VBLK_EINVAL;
+    case VBLK_GET_LIFETIME:
+        return bytes == sizeof(struct virtio_blk_lifetime) ? 0 : -VBLK_EINVAL;
+    default: /* ZONE_REPORT: the report's head at least */
+        if (bytes < sizeof(struct virtio_blk_zone_report) || bytes > PART_BYTES_MAX)
+            return -VBLK_EINVAL;
+        return request->sector < capacity_get(disk) ? 0 : -VBLK_ERANGE;
+    }
+}
+
+/* Whether the request may go to this device. *AMOUNT: what is to be done of it, in bytes of data, sectors of
+ * a range, or 1. */
+int request_check(const struct vblk *disk, const struct vblk_request *request, uint64_t *amount)
+{
+    const struct op_info *op;
+
+    if ((unsigned)request->op >= OP_COUNT || !request->complete)
+        return -VBLK_EINVAL;
+    op = &op_table[request->op];
+    if (op->feature && !has_feature(disk, op->feature)) /* 5.2.6: never sent without its feature */
+        return -VBLK_ENOTSUP;
+    if ((op->flags & OP_MODIFIES) && has_feature(disk, VIRTIO_BLK_F_RO))
+        return -VBLK_EROFS;
+    if ((request->flags & ~VBLK_REQUEST_UNMAP) ||
+        ((request->flags & VBLK_REQUEST_UNMAP) && request->op != VBLK_WRITE_ZEROES))
+        return -VBLK_EINVAL;
+    if (op->flags & OP_RANGE) {
+        *amount = request->num_sectors;
+        return check_range(disk, request);
+    }
+    if (op->flags & (OP_IN | OP_OUT)) {
+        uint64_t bytes = bytes_of(request);
+        *amount = bytes;
+        if (op->flags & OP_BLOCKS) {
+            if (bytes == 0 || bytes == UINT64_MAX || (bytes & (disk->block_size - 1)) ||
+                (request->sector & (disk->sectors_per_block - 1)))
+                return -VBLK_EINVAL;
+            if (!within(capacity_get(disk), request->sector, bytes / VIRTIO_BLK_SECTOR_BYTES))
+                return -VBLK_ERANGE;
+            return op->flags & OP_ZONE ? check_zone(disk, request, bytes) : 0;
+        }
+        return check_whole(disk, request, bytes);
+    }
+    *amount = 1;
+    return op->flags & OP_ZONE ? check_zone(disk, request, 0) : 0;
+}
+
+/* Anything but the values that mean something is an error, and so is the preset value that no device wrote.
+ */
+int status_result(const struct vblk *disk, uint8_t status)
+{
+    switch (status) {
+    case VIRTIO_BLK_S_OK:
+        return 0;
+    case VIRTIO_BLK_S_UNSUPP:
+        return -VBLK_ENOTSUP;
+    case VIRTIO_BLK_S_ZONE_INVALID_CMD:
+    case VIRTIO_BLK_S_ZONE_UNALIGNED_WP:
+        return has_feature(disk, VIRTIO_BLK_F_ZONED) ? -VBLK_EINVAL : -VBLK_EIO;
+    case VIRTIO_BLK_S_ZONE_OPEN_RESOURCE:
+    case VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE:
+        return has_feature(disk, VIRTIO_BLK_F_ZONED) ? -VBLK_EBUSY : -VBLK_EIO;
+    default:
+        return -VBLK_EIO;
+    }
+}

@@ -1,0 +1,289 @@
+/*
+ * The device's configuration (virtio 1.4, 2.5, 5.2.4): read under its generation, checked, and turned into
+ * limits.
+ *
+ * What always holds: a field is read only if its feature is there (2.5.1); reading ends after a bounded
+ * number of tries; nothing in it is believed before it was checked.
+ */
+#include "guest/driver/vblk_internal.h"
+
+#define GENERATION_TRIES 16
+#define BLOCK_SIZE_MAX   65536u
+
+#define ALWAYS 0xff
+
+/* Fields, by natural width; 64 bits are two halves (2.5.1) */
+static const struct {
+    uint8_t offset, width, feature;
+} fields[] = {
+    {0, 4, ALWAYS},
+    {4, 4, ALWAYS},
+    {8, 4, VIRTIO_BLK_F_SIZE_MAX},
+    {12, 4, VIRTIO_BLK_F_SEG_MAX},
+    {16, 2, VIRTIO_BLK_F_GEOMETRY},
+    {18, 1, VIRTIO_BLK_F_GEOMETRY},
+    {19, 1, VIRTIO_BLK_F_GEOMETRY},
+    {20, 4, VIRTIO_BLK_F_BLK_SIZE},
+    {24, 1, VIRTIO_BLK_F_TOPOLOGY},
+    {25, 1, VIRTIO_BLK_F_TOPOLOGY},
+    {26, 2, VIRTIO_BLK_F_TOPOLOGY},
+    {28, 4, VIRTIO_BLK_F_TOPOLOGY},
+    {32, 1, VIRTIO_BLK_F_CONFIG_WCE},
+    {34, 2, VIRTIO_BLK_F_MQ},
+    {36, 4, VIRTIO_BLK_F_DISCARD},
+    {40, 4, VIRTIO_BLK_F_DISCARD},
+    {44, 4, VIRTIO_BLK_F_DISCARD},
+    {48, 4, VIRTIO_BLK_F_WRITE_ZEROES},
+    {52, 4, VIRTIO_BLK_F_WRITE_ZEROES},
+    {56, 1, VIRTIO_BLK_F_WRITE_ZEROES},
+    {60, 4, VIRTIO_BLK_F_SECURE_ERASE},
+    {64, 4, VIRTIO_BLK_F_SECURE_ERASE},
+    {68, 4, VIRTIO_BLK_F_SECURE_ERASE},
+    {72, 4, VIRTIO_BLK_F_ZONED},
+    {76, 4, VIRTIO_BLK_F_ZONED},
+    {80, 4, VIRTIO_BLK_F_ZONED},
+    {84, 4, VIRTIO_BLK_F_ZONED},
+    {88, 4, VIRTIO_BLK_F_ZONED},
+    {92, 1, VIRTIO_BLK_F_ZONED},
+};
+
+static void read_once(struct vblk *disk, uint64_t features, unsigned bytes, uint8_t *to)
+{
+    const struct vtr_ops *ops = disk->vtr->ops;
+    unsigned i, k;
+
+    for (i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        uint32_t value;
+        if (fields[i].feature != ALWAYS && !(features & VIRTIO_BIT(fields[i].feature)))
+            continue;
+        if (fields[i].offset + fields[i].width > bytes)
+            continue; /* a short configuration space reads as zero there */
+        value = ops->config_read(disk->vtr, fields[i].offset, fields[i].width);
+        for (k = 0; k < fields[i].width; k++)
+            to[fields[i].offset + k] = (uint8_t)(value >> (8 * k));
+    }
+}
+
+static bool same(const uint8_t *a, const uint8_t *b, size_t n)
+{
+    while (n && *a == *b)
+        a++, b++, n--;
+    return n == 0;
+}
+
+/* Reads the fields of FEATURES until nothing changed meanwhile: the generation is the same before and after,
+ * or, with a legacy device that has none, two readings agree (2.5.1, 2.5.4). -VBLK_EIO if it never stands
+ * still, -VBLK_ENODEV if there is not even a capacity. */
+int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config)
+{
+    const struct vtr_ops *ops = disk->vtr->ops;
+    unsigned bytes = ops->config_bytes(disk->vtr), tries;
+    uint8_t now[sizeof(*config)], before[sizeof(*config)];
+
+    if (bytes < sizeof(config->capacity))
+        return -VBLK_ENODEV;
+    memset(now, 0, sizeof(now));
+    memset(before, 0, sizeof(before));
+    for (tries = 0; tries < GENERATION_TRIES; tries++) {
+        uint32_t generation = disk->legacy ? 0 : ops->config_generation(disk->vtr);
+        read_once(disk, features, bytes, now);
+        if (disk->legacy ? tries && same(now, before, sizeof(now))
+                         : ops->config_generation(disk->vtr) == generation) {
+            memcpy(config, now, sizeof(*config));
+            return 0;
+        }
+        memcpy(before, now, sizeof(now));
+    }
+    return -VBLK_EIO;
+}
+
+/* A submitter may read it while an interrupt changes it. On a 32-bit machine it may then see half of each,
+ * for once: a request is refused, or the device refuses it. */
+uint64_t capacity_get(const struct vblk *disk)
+{
+#if UINTPTR_MAX > 0xffffffffu
+    return __atomic_load_n(&disk->capacity, __ATOMIC_RELAXED);
+#else
+    return *(const volatile uint64_t *)&disk->capacity;
+#endif
+}
+
+void capacity_set(struct vblk *disk, uint64_t sectors)
+{
+#if UINTPTR_MAX > 0xffffffffu
+    __atomic_store_n(&disk->capacity, sectors, __ATOMIC_RELAXED);
+#else
+    *(volatile uint64_t *)&disk->capacity = sectors;
+#endif
+}
+
+/* Whole blocks, and such that sector * 512 fits 64 bits. */
+uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config)
+{
+    uint64_t sectors = le64_get(config->capacity);
+
+    if (sectors > UINT64_MAX / VIRTIO_BLK_SECTOR_BYTES)
+        sectors = UINT64_MAX / VIRTIO_BLK_SECTOR_BYTES;
+    return sectors & ~(uint64_t)(disk->sectors_per_block - 1);
+}
+
+static uint32_t block_size_of(const struct vblk *disk, const struct virtio_blk_config *config)
+{
+    if (!has_feature(disk, VIRTIO_BLK_F_BLK_SIZE))
+        return VIRTIO_BLK_SECTOR_BYTES;
+    return le32_get(config->blk_size);
+}
+
+/* Most sectors of one range, in whole blocks and, if they are not larger than that, whole alignment units. 0:
+ * the device can't be asked. A limit of zero says just that (5.2.4). */
+static struct limits limits_of(const struct vblk *disk, unsigned feature, le32 max_sectors, le32 max_seg,
+                               uint32_t alignment)
+{
+    struct limits limits = {0, 0, 0};
+
+    if (!has_feature(disk, feature))
+        return limits;
+    limits.max_seg = le32_get(max_seg);
+    limits.max_sectors = limits.max_seg ? le32_get(max_sectors) & ~(disk->sectors_per_block - 1) : 0;
+    if (!(alignment & (alignment - 1)) && alignment >= disk->sectors_per_block &&
+        alignment <= limits.max_sectors)
+        limits.alignment = alignment;
+    return limits;
+}
+
+/* Turns the configuration into limits. -VBLK_ENOTSUP if no request could be made under them. */
+int config_apply(struct vblk *disk)
+{
+    const struct virtio_blk_config *config = &disk->device_config;
+    uint32_t block = block_size_of(disk, config);
+
+    if (block < VIRTIO_BLK_SECTOR_BYTES || block > BLOCK_SIZE_MAX || (block & (block - 1))) {
+        say(disk, VBLK_LOG_ERROR, "blk_size is not a power of two from 512 to 65536: the disk can't be used");
+        return -VBLK_ENOTSUP;
+    }
+    disk->block_size = block;
+    disk->sectors_per_block = block / VIRTIO_BLK_SECTOR_BYTES;
+    for (disk->block_shift = 9; block > VIRTIO_BLK_SECTOR_BYTES; block >>= 1)
+        disk->block_shift++;
+    capacity_set(disk, capacity_of(disk, config));
+    if (capacity_get(disk) != le64_get(config->capacity))
+        say(disk, VBLK_LOG_WARNING, "capacity is not a number of whole blocks: what is over is not used");
+
+    /* size_max 0 means no limit, seg_max 0 one segment: the text leaves both open */
+    disk->size_max = has_feature(disk, VIRTIO_BLK_F_SIZE_MAX) ? le32_get(config->size_max) : 0;
+    if (disk->size_max == 0 || disk->size_max > PART_BYTES_MAX)
+        disk->size_max = PART_BYTES_MAX;
+    disk->seg_max = has_feature(disk, VIRTIO_BLK_F_SEG_MAX) ? le32_get(config->seg_max) : UINT32_MAX;
+    if (disk->seg_max == 0)
+        disk->seg_max = 1;
+
+    disk->discard = limits_of(disk, VIRTIO_BLK_F_DISCARD, config->max_discard_sectors,
+                              config->max_discard_seg, le32_get(config->discard_sector_alignment));
+    disk->zeroes = limits_of(disk, VIRTIO_BLK_F_WRITE_ZEROES, config->max_write_zeroes_sectors,
+                             config->max_write_zeroes_seg, 0);
+    disk->erase = limits_of(disk, VIRTIO_BLK_F_SECURE_ERASE, config->max_secure_erase_sectors,
+                            config->max_secure_erase_seg, le32_get(config->secure_erase_sector_alignment));
+
+    disk->device_num_queues = 1;
+    if (has_feature(disk, VIRTIO_BLK_F_MQ) && le16_get(config->num_queues) > 1)
+        disk->device_num_queues = le16_get(config->num_queues);
+    disk->serial_writes = has_feature(disk, VIRTIO_BLK_F_ZONED) && config->zoned.model == VIRTIO_BLK_Z_HM;
+    disk->has_flush = has_feature(disk, VIRTIO_BLK_F_FLUSH);
+    /* 5.2.5.1: with CONFIG_WCE the field says it; FLUSH alone means write-back; neither means write-through
+     */
+    __atomic_store_n(&disk->write_cache,
+                     has_feature(disk, VIRTIO_BLK_F_CONFIG_WCE) ? config->writeback != 0 : disk->has_flush,
+                     __ATOMIC_RELAXED);
+    return 0;
+}
+
+/* A configuration change was announced, or may have been missed: capacity again (5.2.6.1), and whether the
+ * device wants a reset (3.2.1). Called under `control`. Limits are not changed under requests in flight: the
+ * specification lets a device change its capacity, and nothing else that is used here. */
+void config_refresh(struct vblk *disk)
+{
+    struct virtio_blk_config config;
+    uint8_t status = disk->vtr->ops->get_status(disk->vtr);
+    uint64_t before = capacity_get(disk), sectors;
+
+    if (status & VIRTIO_STATUS_DEVICE_NEEDS_RESET) /* gone devices read 0xff and are found by the recovery */
+        __atomic_store_n(&disk->needs_reset, 1, __ATOMIC_RELEASE);
+    if (status == 0xff || !(status & VIRTIO_STATUS_DRIVER_OK))
+        return;
+    if (config_read(disk, disk->features, &config) < 0) {
+        say(disk, VBLK_LOG_WARNING,
+            "the configuration would not stand still: the capacity read before stays in force");
+        return;
+    }
+    disk->device_config.capacity = config.capacity;
+    disk->device_config.write_zeroes_may_unmap = config.write_zeroes_may_unmap;
+    sectors = capacity_of(disk, &config);
+    if (sectors == before)
+        return;
+    capacity_set(disk, sectors);
+    if (disk->capacity_callback)
+        disk->capacity_callback(disk->capacity_opaque, sectors);
+}
+
+void vblk_config_changed(struct vblk *disk)
+{
+    /* Who holds `control` now looks at this flag when letting go, and so does the next poll. */
+    __atomic_store_n(&disk->config_pending, 1, __ATOMIC_SEQ_CST);
+    if (state_get(disk) != DISK_LIVE || !control_try(disk))
+        return;
+    if (__atomic_exchange_n(&disk->config_pending, 0, __ATOMIC_SEQ_CST))
+        config_refresh(disk);
+    control_release(disk);
+}
+
+bool vblk_interrupt(struct vblk *disk)
+{
+    uint8_t kinds = disk->vtr->ops->interrupt_status(disk->vtr);
+
+    if (kinds & VTR_INTERRUPT_CONFIG)
+        vblk_config_changed(disk);
+    return (kinds & VTR_INTERRUPT_QUEUES) != 0;
+}
+
+void vblk_on_capacity_change(struct vblk *disk, void (*callback)(void *opaque, uint64_t capacity_sectors),
+                             void *opaque)
+{
+    disk->capacity_callback = callback;
+    disk->capacity_opaque = opaque;
+}
+
+static uint32_t times_block(const struct vblk *disk, uint32_t n)
+{
+    return n > UINT32_MAX >> disk->block_shift ? UINT32_MAX & ~(disk->block_size - 1)
+                                               : n << disk->block_shift;
+}
+
+void vblk_info(const struct vblk *disk, struct vblk_info *info)
+{
+    const struct virtio_blk_config *config = &disk->device_config;
+
+    memset(info, 0, sizeof(*info));
+    info->features = disk->features;
+    info->device_features = disk->offered;
+    info->capacity_sectors = capacity_get(disk);
+    info->block_size = disk->block_size;
+    info->physical_block_size = disk->block_size;
+    if (has_feature(disk, VIRTIO_BLK_F_TOPOLOGY)) {
+        if (config->topology.physical_block_exp + disk->block_shift < 32)
+            info->physical_block_size = disk->block_size << config->topology.physical_block_exp;
+        info->min_io_size = times_block(disk, le16_get(config->topology.min_io_size));
+        info->opt_io_size = times_block(disk, le32_get(config->topology.opt_io_size));
+    }
+    info->size_max = disk->size_max;
+    info->seg_max = disk->seg_max;
+    info->num_queues = disk->num_queues;
+    info->queue_size = disk->queue_size;
+    info->device_num_queues = disk->device_num_queues;
+    info->read_only = has_feature(disk, VIRTIO_BLK_F_RO);
+    info->write_cache = __atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED) != 0;
+    info->failed = state_get(disk) == DISK_FAILED;
+    info->packed_ring = disk->packed;
+    info->polling = disk->poll_only || disk->polling;
+    info->recoveries = disk->recoveries;
+    info->config = *config;
+}

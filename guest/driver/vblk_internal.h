@@ -1,0 +1,281 @@
+/*
+ * The driver's own structures. Private to guest/driver.
+ *
+ * What always holds: all of this is private memory; the device sees only ring memory, struct part_dma,
+ * indirect tables, the bounce block and shared buffers, and nothing in those is ever read back as state. A
+ * queue and its parts belong to the queue's owner. What owners share stands in struct vblk and is either set
+ * while nobody else can be inside (vblk_start, control) or accessed by atomic operations.
+ *
+ * A request becomes one or more parts; a part is one chain on the ring, with header, status byte and indirect
+ * table of its own. Parts in flight form a list by age, so "oldest first" and the watch on the deadline cost
+ * nothing.
+ */
+#ifndef RINGSIDE_VBLK_INTERNAL_H
+#define RINGSIDE_VBLK_INTERNAL_H
+
+#include "guest/driver/vblk.h"
+#include "guest/driver/vq.h"
+
+void *memcpy(void *restrict to, const void *restrict from, size_t n);
+void *memset(void *to, int c, size_t n);
+
+#define NONE16 0xffffu
+#define NONE32 0xffffffffu
+
+#define QUEUE_SIZE_DEFAULT  256u
+#define DEADLINE_DEFAULT_NS 30000000000ull
+#define BOUNCE_BYTES        4096u
+#define PART_BYTES_MAX      0xffff0000u /* with header and status still under 4 GiB (2.7.5.2) */
+#define ATTEMPTS_MAX        3u /* of one part on the ring, and of recoveries without a completion between */
+#define STATUS_NONE         0xffu /* preset: no device means this by it */
+
+/* What the device is given of a part. */
+struct part_dma {
+    struct virtio_blk_req_header header;
+    struct virtio_blk_range range;
+    le64 append_sector; /* ZONE_APPEND: written just before the status */
+    uint8_t status;
+    uint8_t unused[23];
+};
+_Static_assert(sizeof(struct part_dma) == 64, "a line each");
+_Static_assert(offsetof(struct part_dma, status) == offsetof(struct part_dma, append_sector) + 8, "5.2.6");
+
+/* One shared stretch of a caller's buffer. */
+struct piece {
+    void *mem;
+    uint64_t addr;
+    uint32_t len;
+    uint32_t next;
+};
+
+struct part {
+    struct vblk_request *request;
+    uint64_t sector;
+    uint64_t seg_offset; /* where in the request's segments it begins: for the bounce block */
+    uint32_t seg;
+    uint32_t amount;      /* bytes, or sectors of a range */
+    uint32_t first_piece; /* NONE32: no data, or all of it in the bounce block */
+    uint32_t serial;
+    uint16_t npieces;
+    uint16_t older, newer; /* in flight; or newer = next free part */
+    uint8_t attempts;
+    bool bounced;
+};
+
+struct queue {
+    struct vq vq;
+    struct vblk *disk;
+    struct part *parts;
+    struct piece *pieces;
+    struct part_dma *dma;
+    uint8_t *tables; /* indirect, or NULL */
+    uint8_t *bounce;
+    uint64_t dma_addr, tables_addr, bounce_addr;
+    uint32_t table_bytes; /* of each */
+    uint16_t index;
+    uint16_t vector;
+    uint16_t nparts, free_part, oldest, newest;
+    uint16_t max_pieces; /* data buffers of a chain */
+    uint32_t free_piece;
+    bool bounce_busy, polling, unkicked, poll_kick, failed_all;
+    uint32_t epoch; /* of the disk, when this queue last looked */
+    struct vblk_request *waiting, *waiting_last;
+    struct vblk_request *finished; /* answered without the device; completed by the next poll */
+    uint32_t serial;
+    uint32_t dirty_seq; /* see disk->flush_seq */
+
+    /* the watch on the oldest part (or waiting request) */
+    uint32_t watch_serial;
+    const struct vblk_request *watch_request;
+    uint64_t watch_since_ns;
+    uint8_t watch_step;
+    uint8_t busy_polls;
+    bool rekicked;
+
+    int inside; /* atomic; only with several queues: see queue_enter */
+    struct vblk_queue_stats stats;
+
+    void *dma_block;
+    vblk_dma_addr dma_block_addr;
+    size_t dma_block_bytes;
+};
+
+enum disk_state { DISK_STARTING, DISK_LIVE, DISK_SUSPENDED, DISK_FAILED };
+
+struct limits {
+    uint32_t max_sectors, max_seg, alignment;
+};
+
+struct vblk {
+    const struct vblk_platform *platform;
+    struct vtr *vtr;
+    uint64_t features, offered;
+    uint64_t capacity; /* sectors, whole blocks; see capacity_get */
+    uint64_t deadline_ns;
+    uint32_t block_size, sectors_per_block, block_shift;
+    uint32_t size_max, seg_max; /* in force; never 0 */
+    struct limits discard, zeroes, erase;
+    unsigned num_queues, queue_size, device_num_queues;
+    bool poll_only, polling, packed, legacy, has_flush;
+    bool serial_writes; /* host-managed zones: the parts of a write go one after the other */
+    bool buffers_held;  /* failed, and the device may still own buffers */
+
+    int state;        /* enum disk_state, atomic */
+    int write_cache;  /* atomic */
+    int wanted_cache; /* what the caller set it to, plus 1; 0: nothing */
+    int control;      /* atomic: taken by who changes the device as a whole */
+    int stop;         /* atomic: the owners of queues stay out */
+    int needs_reset;  /* atomic */
+    int config_pending;
+    uint32_t epoch;       /* atomic: device resets so far */
+    uint32_t flush_seq;   /* atomic: flushes sent */
+    uint32_t flushed_seq; /* atomic: highest flush that succeeded. A write that completes takes flush_seq + 1,
+                           * so a later flush, and no earlier one, covers it */
+    int lost_writes;      /* atomic: a device reset came between a write's completion and its flush */
+    uint32_t resets;      /* atomic: recoveries since something completed */
+    uint64_t recoveries;
+
+    struct vblk_config config;
+    struct virtio_blk_config device_config;
+    void (*capacity_callback)(void *opaque, uint64_t capacity_sectors);
+    void *capacity_opaque;
+    void (*trace)(void *opaque, enum vblk_trace_point point, unsigned queue,
+                  const struct vblk_request *request);
+    void *trace_opaque;
+    struct queue *queues;
+};
+
+static inline bool has_feature(const struct vblk *disk, unsigned bit)
+{
+    return (disk->features & VIRTIO_BIT(bit)) != 0;
+}
+
+static inline uint64_t now_ns(const struct vblk *disk)
+{
+    return disk->platform->now_ns(disk->platform->ctx);
+}
+
+static inline void relax(const struct vblk *disk)
+{
+    if (disk->platform->relax)
+        disk->platform->relax(disk->platform->ctx);
+}
+
+static inline void say(const struct vblk *disk, enum vblk_log_level level, const char *text)
+{
+    if (disk->platform->log)
+        disk->platform->log(disk->platform->ctx, level, text);
+}
+
+static inline int state_get(const struct vblk *disk)
+{
+    return __atomic_load_n(&disk->state, __ATOMIC_ACQUIRE);
+}
+
+static inline void state_set(struct vblk *disk, int state)
+{
+    __atomic_store_n(&disk->state, state, __ATOMIC_RELEASE);
+}
+
+static inline bool control_try(struct vblk *disk)
+{
+    return !__atomic_exchange_n(&disk->control, 1, __ATOMIC_ACQUIRE);
+}
+
+static inline void control_release(struct vblk *disk)
+{
+    __atomic_store_n(&disk->control, 0, __ATOMIC_RELEASE);
+}
+
+/* With several queues, who resets the device must know that no other owner is at work on a ring. An owner
+ * says that it is inside and then looks whether it may be; the other one says stop and then looks who is
+ * inside. Each side's store comes before its load in the one order of sequentially consistent operations, so
+ * one of them sees the other. With one queue there is one owner, and nothing to ask. */
+static inline bool queue_enter(struct queue *q)
+{
+    if (q->disk->num_queues > 1 && !q->polling) {
+        __atomic_store_n(&q->inside, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&q->disk->stop, __ATOMIC_SEQ_CST)) {
+            __atomic_store_n(&q->inside, 0, __ATOMIC_RELEASE);
+            return false;
+        }
+    }
+    return true;
+}
+
+static inline void queue_leave(struct queue *q)
+{
+    if (q->disk->num_queues > 1 && !q->polling)
+        __atomic_store_n(&q->inside, 0, __ATOMIC_RELEASE);
+}
+
+/* May the queue's ring be given something? Not while suspended, broken, or not yet caught up with a device
+ * reset. */
+static inline bool queue_ready(const struct queue *q)
+{
+    return state_get(q->disk) == DISK_LIVE && !q->vq.broken &&
+           q->epoch == __atomic_load_n(&q->disk->epoch, __ATOMIC_ACQUIRE);
+}
+
+/* vblk_config.c */
+int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config);
+int config_apply(struct vblk *disk);
+uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config);
+void config_refresh(struct vblk *disk);
+uint64_t capacity_get(const struct vblk *disk);
+void capacity_set(struct vblk *disk, uint64_t sectors);
+
+/* vblk_start.c */
+int device_reset(struct vblk *disk);
+int device_negotiate(struct vblk *disk, bool again);
+int device_enable_queues(struct vblk *disk);
+void device_go(struct vblk *disk);
+int queue_enable(struct vblk *disk, struct queue *q);
+void status_add(struct vblk *disk, uint8_t bits);
+
+/* vblk_check.c */
+enum {
+    OP_IN = 1,         /* data that the device writes */
+    OP_OUT = 2,        /* data that it reads */
+    OP_RANGE = 4,      /* a list of sector ranges, made by the driver */
+    OP_SECTOR = 8,     /* the header names a sector; else it is 0 there (5.2.6) */
+    OP_BLOCKS = 16,    /* data in whole blocks */
+    OP_WHOLE = 32,     /* can't be split */
+    OP_ZONE = 64,      /* the sector is a zone's first */
+    OP_MODIFIES = 128, /* refused on a read-only disk */
+    OP_DIRTIES = 256,  /* what it did is durable only after a flush */
+    OP_FLUSH = 512,
+    OP_ONCE = 1024 /* must not be sent again once the device may have seen it */
+};
+
+struct op_info {
+    uint8_t type; /* VIRTIO_BLK_T_ */
+    uint16_t flags;
+    uint8_t feature; /* its number, or 0 */
+};
+
+#define OP_COUNT ((unsigned)VBLK_ZONE_APPEND + 1)
+extern const struct op_info op_table[OP_COUNT];
+
+int request_check(const struct vblk *disk, const struct vblk_request *request, uint64_t *amount);
+const struct limits *range_limits(const struct vblk *disk, enum vblk_op op);
+int status_result(const struct vblk *disk, uint8_t status);
+
+/* vblk_part.c */
+bool request_issue(struct queue *q, struct vblk_request *request);
+void request_finish_later(struct queue *q, struct vblk_request *request);
+bool part_put_on_ring(struct queue *q, unsigned index);
+bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bool held);
+
+/* vblk_poll.c */
+void queue_kick(struct queue *q);
+unsigned queue_answer_all(struct queue *q);
+
+/* vblk_recover.c */
+bool queue_catch_up(struct queue *q);
+void queue_watch(struct queue *q);
+bool others_out(struct vblk *disk, const struct queue *self);
+void others_in(struct vblk *disk);
+void disk_fail(struct vblk *disk, int reset_result);
+
+#endif

@@ -1,0 +1,218 @@
+/*
+ * Kick and poll (virtio 1.4, 2.7.13.4, 2.7.14): the device is told, and tells.
+ *
+ * What always holds: `complete` is called from vblk_poll and vblk_stop only, with the queue's state whole; a
+ * poll takes no more completions than the ring is large, so it ends whatever the device does.
+ */
+#include "guest/driver/vblk_barrier.h"
+#include "guest/driver/vblk_internal.h"
+
+#define BUSY_POLLS_PER_WATCH 64
+
+/* Tells the device of all that was put on the ring since the last time, if it wants to know. */
+void queue_kick(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+
+    q->unkicked = false;
+    if (!vq_want_notify(&q->vq)) {
+        q->stats.kicks_suppressed++;
+        return;
+    }
+    q->stats.kicks++;
+    if (disk->trace)
+        disk->trace(disk->trace_opaque, VBLK_TRACE_KICK, q->index, NULL);
+    vblk_barrier_kick();
+    disk->vtr->ops->notify(disk->vtr, q->index, vq_position(&q->vq),
+                           has_feature(disk, VIRTIO_F_NOTIFICATION_DATA));
+}
+
+void vblk_kick(struct vblk *disk, unsigned queue)
+{
+    struct queue *q;
+
+    if (queue >= disk->num_queues)
+        return;
+    q = &disk->queues[queue];
+    if (!q->unkicked || !queue_enter(q))
+        return; /* kept out by a reset of the device: what is on the ring is put there again, and kicked,
+                   after it */
+    if (q->unkicked && queue_ready(q))
+        queue_kick(q);
+    queue_leave(q);
+}
+
+static void request_complete(struct queue *q, struct vblk_request *request)
+{
+    struct vblk *disk = q->disk;
+
+    q->stats.completions++;
+    if (disk->trace)
+        disk->trace(disk->trace_opaque, VBLK_TRACE_POLL, q->index, request);
+    request->complete(request, request->driver.result);
+}
+
+static unsigned complete_finished(struct queue *q)
+{
+    unsigned n = 0;
+
+    while (q->finished) {
+        struct vblk_request *request = q->finished;
+        q->finished = request->driver.next;
+        request_complete(q, request);
+        n++;
+    }
+    return n;
+}
+
+/* Something came back: whatever was tried to make the device talk has worked. */
+static void progress(struct queue *q)
+{
+    if (q->rekicked) {
+        q->stats.lost_kicks++;
+        q->rekicked = false;
+    }
+    if (__atomic_load_n(&q->disk->resets, __ATOMIC_RELAXED))
+        __atomic_store_n(&q->disk->resets, 0, __ATOMIC_RELAXED);
+}
+
+/* Takes what the device has used. */
+static unsigned take_used(struct queue *q, bool *any)
+{
+    unsigned budget = q->vq.size, n = 0;
+    uint16_t token;
+    uint32_t len;
+
+    while (budget-- && vq_pop(&q->vq, &token, &len) == 1) {
+        struct part *part = &q->parts[token];
+        struct vblk_request *request = part->request;
+        /* the one read of the status; ordered after the used entry by vq_pop's acquire */
+        uint8_t status = __atomic_load_n(&q->dma[token].status, __ATOMIC_RELAXED);
+        *any = true;
+        if (part_end(q, token, len, status_result(q->disk, status), false)) {
+            request_complete(q, request);
+            n++;
+        }
+    }
+    return n;
+}
+
+static void issue_waiting(struct queue *q)
+{
+    while (q->waiting && request_issue(q, q->waiting))
+        q->waiting = q->waiting->driver.next;
+}
+
+/* A failed disk: every request of the queue is answered. */
+unsigned queue_answer_all(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+    bool held = disk->buffers_held;
+    unsigned n = 0;
+
+    q->polling = true;
+    while (q->oldest != NONE16) {
+        unsigned index = q->oldest;
+        struct vblk_request *request = q->parts[index].request;
+        if (part_end(q, index, 0, held ? -VBLK_ENOTRECOVERABLE : -VBLK_ENODEV, held)) {
+            request_complete(q, request);
+            n++;
+        }
+    }
+    while (q->waiting) {
+        struct vblk_request *request = q->waiting;
+        q->waiting = request->driver.next;
+        request->driver.result = -VBLK_ENODEV;
+        request_complete(q, request);
+        n++;
+    }
+    n += complete_finished(q);
+    q->polling = false;
+    return n;
+}
+
+unsigned vblk_poll(struct vblk *disk, unsigned queue)
+{
+    struct queue *q;
+    unsigned n;
+    bool any = false;
+
+    if (queue >= disk->num_queues)
+        return 0;
+    q = &disk->queues[queue];
+    if (q->polling || !queue_enter(q))
+        return 0;
+    q->stats.polls++;
+    q->polling = true;
+    n = complete_finished(q);
+    if (state_get(disk) == DISK_LIVE && queue_catch_up(q)) {
+        n += take_used(q, &any);
+        if (any)
+            progress(q);
+        if (q->waiting && !q->vq.broken) {
+            issue_waiting(q);
+            if (q->unkicked)
+                queue_kick(q);
+        }
+        if (q->vq.broken || !any || ++q->busy_polls >= BUSY_POLLS_PER_WATCH) {
+            q->busy_polls = 0;
+            queue_watch(q);
+        }
+        n += complete_finished(q);
+    }
+    q->polling = false;
+    if (state_get(disk) == DISK_FAILED)
+        n += queue_answer_all(q);
+    queue_leave(q);
+    return n;
+}
+
+void vblk_interrupts_off(struct vblk *disk, unsigned queue)
+{
+    struct queue *q;
+
+    if (queue >= disk->num_queues)
+        return;
+    q = &disk->queues[queue];
+    if (queue_enter(q)) {
+        if (queue_ready(q))
+            vq_interrupts_off(&q->vq);
+        queue_leave(q);
+    }
+}
+
+bool vblk_interrupts_on(struct vblk *disk, unsigned queue)
+{
+    struct queue *q;
+    bool pending = true;
+
+    if (queue >= disk->num_queues)
+        return false;
+    q = &disk->queues[queue];
+    if (q->finished || !queue_enter(q))
+        return true;
+    if (queue_ready(q))
+        pending = disk->poll_only ? q->oldest != NONE16 : vq_interrupts_on(&q->vq);
+    else
+        pending = state_get(disk) != DISK_SUSPENDED && (q->oldest != NONE16 || q->waiting);
+    queue_leave(q);
+    return pending;
+}
+
+void vblk_queue_stats(const struct vblk *disk, unsigned queue, struct vblk_queue_stats *stats)
+{
+    if (queue < disk->num_queues)
+        *stats = disk->queues[queue].stats;
+    else
+        memset(stats, 0, sizeof(*stats));
+}
+
+void vblk_set_trace(struct vblk *disk,
+                    void (*trace)(void *opaque, enum vblk_trace_point point, unsigned queue,
+                                  const struct vblk_request *request),
+                    void *opaque)
+{
+    disk->trace = NULL;
+    disk->trace_opaque = opaque;
+    disk->trace = trace;
+}

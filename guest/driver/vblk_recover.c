@@ -1,0 +1,312 @@
+/*
+ * When the device is silent, lies, or asks for it: recovery by steps
+ * (virtio 1.4, 2.1.1, 2.6.1, 3.3.1, 3.2.1).
+ *
+ *   a quarter of the deadline   look: at the ring (a lost interrupt) and at the device's status
+ *   half of it                  kick again (a lost kick)
+ *   all of it                   reset the queue, if RING_RESET was negotiated; else, or if that fails, the
+ * device
+ *
+ * What always holds: a request on the ring goes back to its owner only when the device has used it or a reset
+ * was confirmed; after a reset the requests go to the device again, oldest first, except those that must not
+ * be done twice; nothing is tried for ever, and a disk that stays bad fails with every request answered.
+ */
+#include "guest/driver/vblk_barrier.h"
+#include "guest/driver/vblk_internal.h"
+
+#define OTHERS_OUT_NS 10000000ull
+
+/* Keeps the owners of the other queues off their rings. False if one of them stays inside for long: then
+ * nothing was done, and it is tried again by a later poll. */
+bool others_out(struct vblk *disk, const struct queue *self)
+{
+    uint64_t since;
+    unsigned i;
+
+    if (disk->num_queues == 1)
+        return true;
+    __atomic_store_n(&disk->stop, 1, __ATOMIC_SEQ_CST); /* pairs with queue_enter */
+    since = now_ns(disk);
+    for (i = 0; i < disk->num_queues; i++) {
+        struct queue *q = &disk->queues[i];
+        while (q != self && __atomic_load_n(&q->inside, __ATOMIC_SEQ_CST)) {
+            if (now_ns(disk) - since >= OTHERS_OUT_NS) {
+                others_in(disk);
+                return false;
+            }
+            relax(disk);
+        }
+    }
+    return true;
+}
+
+void others_in(struct vblk *disk)
+{
+    __atomic_store_n(&disk->stop, 0, __ATOMIC_SEQ_CST);
+}
+
+/* The end. RESET_RESULT: what device_reset said; a device that is neither reset nor gone may still be cut
+ * off, and if not even that, the buffers that it has are never safe again. */
+void disk_fail(struct vblk *disk, int reset_result)
+{
+    const struct vtr_ops *ops = disk->vtr->ops;
+
+    if (reset_result == -VBLK_ETIMEDOUT && !(ops->cut_off && ops->cut_off(disk->vtr)))
+        disk->buffers_held = true;
+    if (reset_result == 0)
+        status_add(disk, VIRTIO_STATUS_FAILED);
+    state_set(disk, DISK_FAILED);
+}
+
+/* Puts the parts that were in flight on the ring again, oldest first. The ring is new and as large as before,
+ * so all fit. */
+static void queue_resubmit(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+    unsigned index = q->oldest;
+
+    while (index != NONE16) {
+        struct part *part = &q->parts[index];
+        struct vblk_request *request = part->request;
+        const struct op_info *op = &op_table[request->op];
+        unsigned next = part->newer;
+        uint64_t sectors = op->flags & OP_BLOCKS ? part->amount / VIRTIO_BLK_SECTOR_BYTES : part->amount;
+        int result = 0;
+
+        if (op->flags & OP_ONCE)
+            result = -VBLK_EIO;
+        else if (++part->attempts >= ATTEMPTS_MAX)
+            result = -VBLK_ETIMEDOUT;
+        else if ((op->flags & (OP_BLOCKS | OP_RANGE)) &&
+                 (part->sector > capacity_get(disk) || sectors > capacity_get(disk) - part->sector))
+            result = -VBLK_ERANGE; /* the disk has shrunk meanwhile */
+        else if (!part_put_on_ring(q, index))
+            result = -VBLK_EIO;
+        if (result < 0 && part_end(q, index, 0, result, false))
+            request_finish_later(q, request);
+        index = next;
+    }
+    q->watch_serial = 0;
+    q->watch_step = 0;
+    q->rekicked = false;
+    if (q->unkicked)
+        queue_kick(q);
+}
+
+/* The owner of each queue resubmits what was on its ring when somebody reset the device. */
+bool queue_catch_up(struct queue *q)
+{
+    uint32_t epoch = __atomic_load_n(&q->disk->epoch, __ATOMIC_ACQUIRE);
+
+    if (q->epoch != epoch) {
+        queue_resubmit(q);
+        q->epoch = epoch;
+    }
+    return true;
+}
+
+/* 2.6.1: this queue alone. The others don't notice. */
+static int queue_reset(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+    const struct vtr_ops *ops = disk->vtr->ops;
+    uint64_t since = now_ns(disk);
+
+    if (!has_feature(disk, VIRTIO_F_RING_RESET))
+        return -VBLK_ENOTSUP;
+    ops->queue_reset(disk->vtr, q->index);
+    while (!ops->queue_is_reset(disk->vtr, q->index)) {
+        if (now_ns(disk) - since >= disk->deadline_ns) {
+            say(disk, VBLK_LOG_WARNING, "the queue would not be reset");
+            return -VBLK_ETIMEDOUT;
+        }
+        relax(disk);
+    }
+    vq_reset(&q->vq);
+    return queue_enable(disk, q);
+}
+
+/* Were writes complete, but not yet made durable by a flush? With the write cache off there are none. */
+static bool unflushed_writes(const struct vblk *disk)
+{
+    uint32_t flushed = __atomic_load_n(&disk->flushed_seq, __ATOMIC_RELAXED);
+    unsigned i;
+
+    if (!__atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED))
+        return false;
+    for (i = 0; i < disk->num_queues; i++)
+        if ((int32_t)(disk->queues[i].dirty_seq - flushed) > 0)
+            return true;
+    return false;
+}
+
+static void restore_write_cache(struct vblk *disk)
+{
+    int wanted = disk->wanted_cache - 1;
+
+    if (wanted < 0 || wanted == __atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED))
+        return;
+    disk->vtr->ops->config_write(disk->vtr, offsetof(struct virtio_blk_config, writeback), 1,
+                                 (uint32_t)wanted);
+    if (disk->vtr->ops->config_read(disk->vtr, offsetof(struct virtio_blk_config, writeback), 1) ==
+        (uint32_t)wanted)
+        __atomic_store_n(&disk->write_cache, wanted, __ATOMIC_RELAXED);
+}
+
+/* Reset, the same negotiation, the same queues. All other owners are out. */
+static int device_restart(struct vblk *disk)
+{
+    bool lost = unflushed_writes(disk);
+    unsigned i;
+    int result = device_reset(disk);
+
+    if (result < 0)
+        goto dead;
+    if (lost)
+        __atomic_store_n(&disk->lost_writes, 1, __ATOMIC_RELAXED);
+    for (i = 0; i < disk->num_queues; i++)
+        vq_reset(&disk->queues[i].vq);
+    result = device_negotiate(disk, true);
+    if (result == 0)
+        result = device_enable_queues(disk);
+    if (result < 0) {
+        result = device_reset(disk); /* queues may be enabled; their memory goes back only after this */
+        goto dead;
+    }
+    restore_write_cache(disk);
+    device_go(disk);
+    __atomic_add_fetch(&disk->epoch, 1, __ATOMIC_RELEASE);
+    return 0;
+dead:
+    disk_fail(disk, result);
+    return -VBLK_ENODEV;
+}
+
+/* The queue can't go on as it is. Called by its owner, from vblk_poll. */
+static void queue_recover(struct queue *q, bool device)
+{
+    struct vblk *disk = q->disk;
+    uint64_t capacity = capacity_get(disk);
+    uint32_t tried;
+
+    if (!control_try(disk))
+        return; /* somebody else is at it */
+    tried = __atomic_load_n(&disk->resets, __ATOMIC_RELAXED);
+    if (!device && tried == 0) {
+        disk->recoveries++;
+        q->stats.recoveries++;
+        __atomic_store_n(&disk->resets, 1, __ATOMIC_RELAXED);
+        if (queue_reset(q) == 0) {
+            queue_resubmit(q);
+            control_release(disk);
+            return;
+        }
+        q->vq.broken = true; /* nothing more goes on it before the device was reset */
+    }
+    if (!others_out(disk, q)) {
+        __atomic_store_n(&disk->needs_reset, 1, __ATOMIC_RELEASE);
+        control_release(disk);
+        return;
+    }
+    __atomic_store_n(&disk->needs_reset, 0, __ATOMIC_RELEASE);
+    disk->recoveries++;
+    q->stats.recoveries++;
+    __atomic_store_n(&disk->resets, tried + 1, __ATOMIC_RELAXED);
+    if (tried >= ATTEMPTS_MAX) {
+        say(disk, VBLK_LOG_ERROR, "the device stays bad after several resets: the disk has failed");
+        disk_fail(disk, device_reset(disk));
+    } else {
+        (void)device_restart(disk);
+    }
+    others_in(disk);
+    if (state_get(disk) == DISK_LIVE) {
+        (void)queue_catch_up(q);
+        if (capacity_get(disk) != capacity && disk->capacity_callback)
+            disk->capacity_callback(disk->capacity_opaque, capacity_get(disk));
+    }
+    control_release(disk);
+}
+
+/* Nothing of this queue is in flight, but a request waits all the same: the platform gives no bounce space.
+ */
+static void give_up_waiting(struct queue *q)
+{
+    struct vblk_request *request = q->waiting;
+
+    q->waiting = request->driver.next;
+    request->driver.result = -VBLK_ETIMEDOUT;
+    request->driver.remaining = 0;
+    request_finish_later(q, request);
+}
+
+static void look_at_status(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+    uint8_t status = disk->vtr->ops->get_status(disk->vtr);
+
+    if (status == 0xff) {
+        say(disk, VBLK_LOG_ERROR, "the device is gone");
+        disk_fail(disk, -VBLK_ENODEV);
+    } else if ((status & VIRTIO_STATUS_DEVICE_NEEDS_RESET) || !(status & VIRTIO_STATUS_DRIVER_OK)) {
+        queue_recover(q, true);
+    }
+}
+
+/* Called by polls that found nothing, and now and then by others. The oldest part is watched from the first
+ * look at it, not from when it was submitted: a caller who did not poll, or a machine that was stopped, is no
+ * fault of the device. */
+void queue_watch(struct queue *q)
+{
+    struct vblk *disk = q->disk;
+    uint32_t serial = q->oldest == NONE16 ? 0 : q->parts[q->oldest].serial;
+    const struct vblk_request *request = q->oldest == NONE16 ? q->waiting : NULL;
+    uint64_t now, elapsed;
+
+    if (q->vq.broken) {
+        say(disk, VBLK_LOG_ERROR, "the device wrote nonsense into the used ring");
+        queue_recover(q, false);
+        return;
+    }
+    if (__atomic_load_n(&disk->needs_reset, __ATOMIC_ACQUIRE)) {
+        queue_recover(q, true);
+        return;
+    }
+    if (__atomic_load_n(&disk->config_pending, __ATOMIC_RELAXED))
+        vblk_config_changed(disk);
+    if (q->oldest == NONE16 && !request) {
+        q->watch_serial = 0;
+        q->watch_request = NULL;
+        return;
+    }
+    now = now_ns(disk);
+    if (serial != q->watch_serial || request != q->watch_request) {
+        q->watch_serial = serial;
+        q->watch_request = request;
+        q->watch_since_ns = now;
+        q->watch_step = 0;
+        q->rekicked = false;
+        return;
+    }
+    elapsed = now > q->watch_since_ns ? now - q->watch_since_ns : 0;
+    if (q->watch_step == 0 && elapsed >= disk->deadline_ns / 4) {
+        q->watch_step = 1;
+        look_at_status(q);
+    } else if (q->watch_step == 1 && elapsed >= disk->deadline_ns / 2) {
+        q->watch_step = 2;
+        if (serial) {
+            q->rekicked = true;
+            vblk_barrier_kick();
+            disk->vtr->ops->notify(disk->vtr, q->index, vq_position(&q->vq),
+                                   has_feature(disk, VIRTIO_F_NOTIFICATION_DATA));
+        }
+    } else if (q->watch_step == 2 && elapsed >= disk->deadline_ns) {
+        q->watch_serial = 0;
+        q->watch_request = NULL;
+        if (serial) {
+            say(disk, VBLK_LOG_WARNING, "a request was not done within its deadline");
+            queue_recover(q, false);
+        } else {
+            give_up_waiting(q);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+/*
+ * The split virtqueue, driver's side (virtio 1.4, 2.7).
+ *
+ * What always holds: descriptors not in flight form a list in private memory; avail.idx only grows; every
+ * value read from the used ring has been checked against that private memory before anything follows from it.
+ */
+#include "guest/driver/vblk_barrier.h"
+#include "guest/driver/vq.h"
+
+#define LEGACY_ALIGN 4096u
+
+/* used_event and avail_event stand behind the rings (2.7.6, 2.7.8). */
+static le16 *used_event(struct vq *vq)
+{
+    return &vq->u.split.avail->ring[vq->size];
+}
+
+static const le16 *avail_event(const struct vq *vq)
+{
+    return (const le16 *)&vq->u.split.used->ring[vq->size];
+}
+
+size_t vq_split_bytes(unsigned size, bool legacy, size_t *avail_at, size_t *used_at)
+{
+    size_t align = legacy ? LEGACY_ALIGN : 64;
+
+    *avail_at = VIRTQ_DESC_BYTES((size_t)size);
+    *used_at = (*avail_at + VIRTQ_AVAIL_BYTES((size_t)size) + align - 1) & ~(align - 1);
+    return (*used_at + VIRTQ_USED_BYTES((size_t)size) + 63) & ~(size_t)63;
+}
+
+void vq_setup_split(struct vq *vq, unsigned size, struct vq_chain *chains, void *mem, vblk_dma_addr addr,
+                    bool legacy)
+{
+    size_t avail_at, used_at;
+
+    (void)vq_split_bytes(size, legacy, &avail_at, &used_at);
+    vq->ops = &vq_split_ops;
+    vq->size = (uint16_t)size;
+    vq->chains = chains;
+    vq->u.split.desc = mem;
+    vq->u.split.avail = (struct virtq_avail *)((char *)mem + avail_at);
+    vq->u.split.used = (struct virtq_used *)((char *)mem + used_at);
+    vq->addr_desc = addr;
+    vq->addr_driver.value = addr.value + avail_at;
+    vq->addr_device.value = addr.value + used_at;
+    vq_reset(vq);
+}
+
+static void split_init(struct vq *vq)
+{
+    unsigned i, n = vq->size;
+
+    for (i = 0; i < n; i++) {
+        vq->u.split.desc[i] = (struct virtq_desc){{0}, {0}, {0}, {0}};
+        vq->chains[i].ndesc = 0;
+        /* in ring order from 0, and a ring again after the last: what IN_ORDER asks for (2.7.5) */
+        vq->chains[i].link = (uint16_t)(i + 1 == n ? 0 : i + 1);
+        le16_store(&vq->u.split.avail->ring[i], 0);
+        le32_store(&vq->u.split.used->ring[i].id, 0);
+        le32_store(&vq->u.split.used->ring[i].len, 0);
+    }
+    le16_store(&vq->u.split.avail->idx, 0);
+    le16_store(&vq->u.split.used->flags, 0);
+    le16_store(&vq->u.split.used->idx, 0);
+    le16_store((le16 *)&vq->u.split.used->ring[n], 0);
+    vq->num_free = vq->size;
+    vq->in_flight = 0;
+    vq->free_head = 0;
+    vq->oldest = 0;
+    vq->in_batch = false;
+    vq->kicked = 0;
+    vq->last_used = 0;
+    vq->u.split.avail_idx = 0;
+    vq->u.split.used_seen = 0;
+    vq->ops->interrupts_off(vq);
+}
+
+static void split_begin(struct vq *vq)
+{
+    vq->build.head = vq->free_head;
+    vq->build.at = vq->build.table ? 0 : vq->free_head;
+}
+
+static void put_desc(struct virtq_desc *desc, uint64_t addr, uint32_t len, unsigned flags, unsigned next)
+{
+    desc->addr = le64_put(addr);
+    desc->len = le32_put(len);
+    desc->flags = le16_put((uint16_t)flags);
+    desc->next = le16_put((uint16_t)next);
+}
+
+static void split_add(struct vq *vq, uint64_t addr, uint32_t len, uint16_t flags)
+{
+    uint16_t at = vq->build.at;
+    bool more = --vq->build.left != 0;
+    struct virtq_desc *desc;
+    unsigned next;
+
+    if (vq->build.table) {
+        desc = (struct virtq_desc *)vq->build.table + at;
+        next = at + 1u;
+    } else {
+        desc = &vq->u.split.desc[at];
+        next = vq->chains[at].link;
+    }
+    vq->build.last = at;
+    vq->build.at = (uint16_t)next;
+    put_desc(desc, addr, len, flags | (more ? VIRTQ_DESC_F_NEXT : 0), more ? next : 0);
+}
+
+static void split_publish(struct vq *vq)
+{
+    uint16_t head = vq->build.head, idx = vq->u.split.avail_idx;
+    struct vq_chain *chain = &vq->chains[head];
+
+    if (vq->build.table) {
+        put_desc(&vq->u.split.desc[head], vq->build.table_addr, 16u * vq->build.table_len,
+                 VIRTQ_DESC_F_INDIRECT, 0);
+        vq->build.last = head;
+    }
+    chain->token = vq->build.token;
+    chain->ndesc = vq->build.ndesc;
+    chain->tail = vq->build.last;
+    chain->writable = vq->build.writable;
+    vq->free_head = vq->chains[vq->build.last].link;
+    vq->num_free = (uint16_t)(vq->num_free - chain->ndesc);
+    vq->in_flight++;
+
+    le16_store(&vq->u.split.avail->ring[idx & (vq->size - 1u)], head);
+    vq->u.split.avail_idx = ++idx;
+    /* Release, 2.7.13.3.1: descriptors and slot are seen before the index. Pairs with the device's read
+     * barrier after it has loaded avail.idx. */
+    vblk_barrier_write(vq->order_platform);
+    le16_store_release(&vq->u.split.avail->idx, idx);
+}
+
+static bool split_want_notify(struct vq *vq)
+{
+    uint16_t now = vq->u.split.avail_idx, old = vq->kicked;
+
+    if (now == old)
+        return false;
+    vq->kicked = now;
+    /* Full, 2.7.13.4.1: avail.idx is seen before the device's wish is read. Pairs with the device's barrier
+     * between writing avail_event (or used.flags) and looking at avail.idx once more. */
+    vblk_barrier_full(vq->order_platform);
+    if (vq->event_idx) /* did (old, now] pass the event? Differences modulo 2^16, so a wrap changes nothing */
+        return (uint16_t)(now - le16_load(avail_event(vq)) - 1) < (uint16_t)(now - old);
+    return (le16_load(&vq->u.split.used->flags) & VIRTQ_USED_F_NO_NOTIFY) == 0;
+}
+
+static int split_broken(struct vq *vq)
+{
+    vq->broken = true;
+    return -VBLK_EIO;
+}
+
+/* Chain HEAD is done: its descriptors go back to the free list. With IN_ORDER they return in the order in
+ * which they were taken, so the list stays the ring that it is and nothing needs linking. */
+static int split_take(struct vq *vq, uint16_t head, uint16_t *token)
+{
+    struct vq_chain *chain = &vq->chains[head];
+
+    *token = chain->token;
+    if (vq->in_order) {
+        vq->oldest = vq->chains[chain->tail].link;
+    } else {
+        vq->chains[chain->tail].link = vq->free_head;
+        vq->free_head = head;
+    }
+    vq->num_free = (uint16_t)(vq->num_free + chain->ndesc);
+    vq->in_flight--;
+    chain->ndesc = 0;
+    vq->last_used++;
+    return 1;
+}
+
+/* 2.7.9: one used entry for a batch names its last chain. All of them must lie between the oldest chain in
+ * flight and as many further as used.idx has moved; that is seen before the first of them is believed to be
+ * done. */
+static int split_batch_begin(struct vq *vq, uint16_t last)
+{
+    unsigned n = (uint16_t)(vq->u.split.used_seen - vq->last_used);
+    uint16_t head = vq->oldest;
+
+    while (head != last) {
+        if (--n == 0)
+            return split_broken(vq);
+        head = vq->chains[vq->chains[head].tail].link;
+    }
+    vq->in_batch = true;
+    vq->batch_last = last;
+    return 0;
+}
+
+static int split_batch_next(struct vq *vq, uint16_t *token, uint32_t *len)
+{
+    *len = VQ_LEN_UNKNOWN;
+    if (vq->oldest == vq->batch_last) {
+        vq->in_batch = false;
+        *len = vq->batch_len;
+    }
+    return split_take(vq, vq->oldest, token);
+}
+
+static int split_pop(struct vq *vq, uint16_t *token, uint32_t *len)
+{
+    const struct virtq_used_elem *elem;
+    uint32_t id, used_len;
+
+    if (vq->broken)
+        return -VBLK_EIO;
+    if (vq->in_batch)
+        return split_batch_next(vq, token, len);
+    if (vq->last_used == vq->u.split.used_seen) {
+        /* Acquire, 2.7.14: the element and all that the device wrote are read after the index. Pairs with the
+         * device's write barrier before it stores used.idx. */
+        uint16_t idx = le16_load_acquire(&vq->u.split.used->idx);
+        if (idx == vq->last_used)
+            return 0;
+        vblk_barrier_read(vq->order_platform);
+        if ((uint16_t)(idx - vq->last_used) > vq->in_flight)
+            return split_broken(vq);
+        vq->u.split.used_seen = idx;
+    }
+    elem = &vq->u.split.used->ring[vq->last_used & (vq->size - 1u)];
+    id = le32_load(&elem->id);
+    used_len = le32_load(&elem->len);
+    if (id >= vq->size || vq->chains[id].ndesc == 0)
+        return split_broken(vq);
+    if (vq->ignore_len)
+        used_len = VQ_LEN_UNKNOWN;
+    else if (used_len > vq->chains[id].writable)
+        return split_broken(vq);
+    if (vq->in_order) {
+        vq->batch_len = used_len;
+        if (split_batch_begin(vq, (uint16_t)id) < 0)
+            return -VBLK_EIO;
+        return split_batch_next(vq, token, len);
+    }
+    *len = used_len;
+    return split_take(vq, (uint16_t)id, token);
+}
+
+static void split_interrupts_off(struct vq *vq)
+{
+    if (vq->event_idx) {
+        /* flags stay 0 (2.7.7.1); an index that was passed already comes again after 65535 more */
+        le16_store(&vq->u.split.avail->flags, 0);
+        le16_store(used_event(vq), (uint16_t)(vq->last_used - 1));
+    } else {
+        le16_store(&vq->u.split.avail->flags, VIRTQ_AVAIL_F_NO_INTERRUPT);
+    }
+}
+
+static bool split_interrupts_on(struct vq *vq)
+{
+    if (vq->event_idx)
+        le16_store(used_event(vq), vq->last_used);
+    else
+        le16_store(&vq->u.split.avail->flags, 0);
+    /* Full, 2.7.14: the wish is seen before used.idx is read again. Pairs with the device's barrier between
+     * storing used.idx and reading used_event (or avail.flags). */
+    vblk_barrier_full(vq->order_platform);
+    return vq->broken || vq->in_batch || le16_load_acquire(&vq->u.split.used->idx) != vq->last_used;
+}
+
+const struct vq_ops vq_split_ops = {
+    .init = split_init,
+    .begin = split_begin,
+    .add = split_add,
+    .publish = split_publish,
+    .want_notify = split_want_notify,
+    .pop = split_pop,
+    .interrupts_off = split_interrupts_off,
+    .interrupts_on = split_interrupts_on,
+};

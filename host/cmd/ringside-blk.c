@@ -1,0 +1,205 @@
+/*
+ * ringside-blk: a virtio-blk device served over vhost-user ("Backend program conventions" of the vhost-user
+ * document: foreground, --print-capabilities, SIGTERM ends it cleanly).
+ *
+ * The main thread's loop is the control loop: socket, messages, signals. Requests run on the iothreads.
+ * Exit status: 0 after SIGTERM, SIGINT, `quit` or the end of --once; 1 if something failed; 2 for a command
+ * line that makes no sense.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "host/cmd/cmd_device.h"
+#include "host/vhost_user/server.h"
+
+struct program_options {
+    const char *socket_path;
+    unsigned fd;
+    bool fd_given, once;
+    bool print_capabilities, help, version;
+};
+
+struct program {
+    struct program_options options;
+    struct cmd_device_options device_options;
+    struct loop *loop;
+    struct loop_fd signals;
+    struct cmd_device *device;
+    struct vhost_user_server *server;
+};
+
+static int set_fd(void *values, const char *value, struct error *err)
+{
+    struct program_options *o = values;
+    uint64_t n;
+    if (cmd_parse_count(value, &n) < 0 || n > 1u << 20)
+        return error_set(err, -EINVAL, "--fd=%s: not a descriptor's number", value);
+    o->fd = (unsigned)n;
+    o->fd_given = true;
+    return 0;
+}
+
+#define AT(field) offsetof(struct program_options, field)
+
+/* clang-format off */
+static const struct cmd_option program_option_rows[] = {
+    {"socket-path", "PATH", "where front ends connect: a Unix socket, made here", CMD_STRING, AT(socket_path)},
+    {"fd", "N", "or: an open socket, listening or connected", CMD_CALL, .set = set_fd},
+    {"once", NULL, "end when the first front end has left (default: wait for the next)", CMD_FLAG, AT(once)},
+    {"print-capabilities", NULL, "say in JSON what this back end can do", CMD_FLAG, AT(print_capabilities)},
+    {"help", NULL, "say this", CMD_FLAG, AT(help)},
+    {"version", NULL, "say the version", CMD_FLAG, AT(version)},
+    {0}
+};
+/* clang-format on */
+
+static int usage_error(const struct error *err)
+{
+    log_message("%s", err->text);
+    return CMD_EXIT_USAGE;
+}
+
+static void print_help(const struct cmd_option_table *tables)
+{
+    printf("Usage: ringside-blk --socket-path=PATH [OPTION]... IMAGE\n"
+           "Serves IMAGE as a virtio-blk device to QEMU or any other vhost-user front end.\n\n");
+    cmd_options_help(stdout, tables);
+}
+
+/* Exit status, or -1 to go on. */
+static int parse_command_line(struct program *p, int argc, char **argv)
+{
+    struct error err = {0};
+    struct cmd_option_table tables[] = {
+        {program_option_rows, &p->options}, {cmd_device_option_rows, &p->device_options}, {NULL, NULL}};
+    int first;
+
+    /* "Other options and arguments should be ignored" */
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--print-capabilities") == 0) {
+            puts(
+                "{\n  \"type\": \"block\",\n  \"features\": [\n    \"read-only\",\n    \"blk-file\"\n  ]\n}");
+            return CMD_EXIT_OK;
+        }
+    }
+    cmd_device_options_init(&p->device_options);
+    if (cmd_options_parse(argc, argv, tables, &first, &err) < 0)
+        return usage_error(&err);
+    if (p->options.help) {
+        print_help(tables);
+        return CMD_EXIT_OK;
+    }
+    if (p->options.version) {
+        puts("ringside-blk " RINGSIDE_VERSION);
+        return CMD_EXIT_OK;
+    }
+    if (first < argc && p->device_options.blk_file) {
+        error_set(&err, -EINVAL, "%s: there is an image already (give one, by --blk-file or without a name)",
+                  argv[first]);
+        return usage_error(&err);
+    }
+    if (first < argc)
+        p->device_options.blk_file = argv[first++];
+    if (first < argc) {
+        error_set(&err, -EINVAL, "%s: one image too many", argv[first]);
+        return usage_error(&err);
+    }
+    if (!p->options.socket_path == !p->options.fd_given) {
+        error_set(&err, -EINVAL, "%s",
+                  p->options.socket_path ? "--socket-path and --fd exclude each other (leave one out)"
+                                         : "where is the front end? (add --socket-path=PATH or --fd=N)");
+        return usage_error(&err);
+    }
+    if (cmd_device_options_check(&p->device_options, &err) < 0)
+        return usage_error(&err);
+    return -1;
+}
+
+static void on_signal(void *opaque)
+{
+    struct program *p = opaque;
+    struct signalfd_siginfo info;
+    if (read(p->signals.fd, &info, sizeof info) == (ssize_t)sizeof info)
+        vhost_user_server_stop(p->server);
+}
+
+static void on_stopped(void *opaque)
+{
+    struct program *p = opaque;
+    loop_stop(p->loop);
+}
+
+/* SIGTERM and SIGINT arrive on the control loop; blocked before any thread is made. */
+static int catch_signals(struct program *p, struct error *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (fd < 0)
+        return error_set(err, -errno, "cannot catch signals: %s", strerror(errno));
+    p->signals = (struct loop_fd){.fd = fd, .on_readable = on_signal, .opaque = p};
+    return 0;
+}
+
+static int serve(struct program *p, struct error *err)
+{
+    int ret = catch_signals(p, err);
+    if (ret < 0)
+        return ret;
+    p->device = cmd_device_start(&p->device_options, err);
+    if (!p->device)
+        return -EIO;
+    struct vhost_user_server_options options = {
+        .device = p->device->virtio_blk,
+        .num_queues = p->device_options.device.num_queues,
+        .queue_size_max = p->device_options.device.queue_size_max,
+        .queue_loops = p->device->queue_loops,
+        .queue_loop_count = p->device->queue_loop_count,
+        .once = p->options.once,
+        .stopped = on_stopped,
+        .opaque = p,
+    };
+    p->server = p->options.fd_given ? vhost_user_server_fd((int)p->options.fd, &options, err)
+                                    : vhost_user_server_listen(p->options.socket_path, &options, err);
+    if (!p->server)
+        return -EIO;
+    ret = loop_fd_add(p->loop, &p->signals);
+    if (ret < 0)
+        return error_set(err, ret, "cannot wait for signals: %s", strerror(-ret));
+    loop_run(p->loop);
+    loop_fd_remove(&p->signals);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct program program;
+    struct program *p = &program;
+    struct error err = {0};
+
+    log_set_program("ringside-blk");
+    p->signals.fd = -1;
+    int status = parse_command_line(p, argc, argv);
+    if (status >= 0)
+        return status;
+    p->loop = loop_create("control", &err);
+    int ret = p->loop ? serve(p, &err) : -ENOMEM;
+    if (ret < 0)
+        log_message("%s", err.text);
+    vhost_user_server_destroy(p->server);
+    int closed = cmd_device_stop(p->device, &err);
+    if (closed < 0)
+        log_message("%s", err.text);
+    if (p->signals.fd >= 0)
+        close(p->signals.fd);
+    if (p->loop)
+        loop_destroy(p->loop);
+    return ret < 0 || closed < 0 ? CMD_EXIT_FAILED : CMD_EXIT_OK;
+}
