@@ -48,41 +48,41 @@ typedef struct {
 #define WIRE_BE64(x) ((uint64_t)(x))
 #endif
 
-#define WIRE_TYPE(order, ORDER, bits)                                                                        \
-    static inline uint##bits##_t order##bits##_get(order##bits v)                                            \
-    {                                                                                                        \
-        return WIRE_##ORDER##bits(v.wire);                                                                   \
-    }                                                                                                        \
-    static inline order##bits order##bits##_put(uint##bits##_t v)                                            \
-    {                                                                                                        \
-        return (order##bits){WIRE_##ORDER##bits(v)};                                                         \
-    }                                                                                                        \
-    static inline uint##bits##_t order##bits##_load(const order##bits *p)                                    \
-    {                                                                                                        \
-        return WIRE_##ORDER##bits(__atomic_load_n(&p->wire, __ATOMIC_RELAXED));                              \
-    }                                                                                                        \
-    static inline uint##bits##_t order##bits##_load_acquire(const order##bits *p)                            \
-    {                                                                                                        \
-        return WIRE_##ORDER##bits(__atomic_load_n(&p->wire, __ATOMIC_ACQUIRE));                              \
-    }                                                                                                        \
-    static inline void order##bits##_store(order##bits *p, uint##bits##_t v)                                 \
-    {                                                                                                        \
-        __atomic_store_n(&p->wire, WIRE_##ORDER##bits(v), __ATOMIC_RELAXED);                                 \
-    }                                                                                                        \
-    static inline void order##bits##_store_release(order##bits *p, uint##bits##_t v)                         \
-    {                                                                                                        \
-        __atomic_store_n(&p->wire, WIRE_##ORDER##bits(v), __ATOMIC_RELEASE);                                 \
+#define WIRE_TYPE(order, ORDER, bits)                                                \
+    static inline uint##bits##_t order##bits##_get(order##bits v)                    \
+    {                                                                                \
+        return WIRE_##ORDER##bits(v.wire);                                           \
+    }                                                                                \
+    static inline order##bits order##bits##_put(uint##bits##_t v)                    \
+    {                                                                                \
+        return (order##bits){WIRE_##ORDER##bits(v)};                                 \
+    }                                                                                \
+    static inline uint##bits##_t order##bits##_load(const order##bits *p)            \
+    {                                                                                \
+        return WIRE_##ORDER##bits(__atomic_load_n(&p->wire, __ATOMIC_RELAXED));      \
+    }                                                                                \
+    static inline uint##bits##_t order##bits##_load_acquire(const order##bits *p)    \
+    {                                                                                \
+        return WIRE_##ORDER##bits(__atomic_load_n(&p->wire, __ATOMIC_ACQUIRE));      \
+    }                                                                                \
+    static inline void order##bits##_store(order##bits *p, uint##bits##_t v)         \
+    {                                                                                \
+        __atomic_store_n(&p->wire, WIRE_##ORDER##bits(v), __ATOMIC_RELAXED);         \
+    }                                                                                \
+    static inline void order##bits##_store_release(order##bits *p, uint##bits##_t v) \
+    {                                                                                \
+        __atomic_store_n(&p->wire, WIRE_##ORDER##bits(v), __ATOMIC_RELEASE);         \
     }
 
 /* A 64-bit ring field is never accessed atomically by either side; 32-bit machines could not. */
-#define WIRE_TYPE64(order, ORDER)                                                                            \
-    static inline uint64_t order##64_get(order##64 v)                                                        \
-    {                                                                                                        \
-        return WIRE_##ORDER##64(v.wire);                                                                     \
-    }                                                                                                        \
-    static inline order##64 order##64_put(uint64_t v)                                                        \
-    {                                                                                                        \
-        return (order##64){WIRE_##ORDER##64(v)};                                                             \
+#define WIRE_TYPE64(order, ORDER)                     \
+    static inline uint64_t order##64_get(order##64 v) \
+    {                                                 \
+        return WIRE_##ORDER##64(v.wire);              \
+    }                                                 \
+    static inline order##64 order##64_put(uint64_t v) \
+    {                                                 \
+        return (order##64){WIRE_##ORDER##64(v)};      \
     }
 
 WIRE_TYPE(le, LE, 16)

@@ -12,26 +12,26 @@
 #define VHOST_USER_F_PROTOCOL_FEATURES 30
 #define VHOST_F_LOG_ALL                26
 
-#define VHOST_USER_PROTOCOL_F_MQ                    0
-#define VHOST_USER_PROTOCOL_F_LOG_SHMFD             1
-#define VHOST_USER_PROTOCOL_F_RARP                  2
-#define VHOST_USER_PROTOCOL_F_REPLY_ACK             3
-#define VHOST_USER_PROTOCOL_F_MTU                   4
-#define VHOST_USER_PROTOCOL_F_BACKEND_REQ           5
-#define VHOST_USER_PROTOCOL_F_CROSS_ENDIAN          6
-#define VHOST_USER_PROTOCOL_F_CRYPTO_SESSION        7
-#define VHOST_USER_PROTOCOL_F_PAGEFAULT             8
-#define VHOST_USER_PROTOCOL_F_CONFIG                9
-#define VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD       10
-#define VHOST_USER_PROTOCOL_F_HOST_NOTIFIER         11
-#define VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD        12
-#define VHOST_USER_PROTOCOL_F_RESET_DEVICE          13
-#define VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS  14
-#define VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS   15
-#define VHOST_USER_PROTOCOL_F_STATUS                16
-#define VHOST_USER_PROTOCOL_F_XEN_MMAP              17
-#define VHOST_USER_PROTOCOL_F_SHARED_OBJECT         18
-#define VHOST_USER_PROTOCOL_F_DEVICE_STATE          19
+#define VHOST_USER_PROTOCOL_F_MQ                      0
+#define VHOST_USER_PROTOCOL_F_LOG_SHMFD               1
+#define VHOST_USER_PROTOCOL_F_RARP                    2
+#define VHOST_USER_PROTOCOL_F_REPLY_ACK               3
+#define VHOST_USER_PROTOCOL_F_MTU                     4
+#define VHOST_USER_PROTOCOL_F_BACKEND_REQ             5
+#define VHOST_USER_PROTOCOL_F_CROSS_ENDIAN            6
+#define VHOST_USER_PROTOCOL_F_CRYPTO_SESSION          7
+#define VHOST_USER_PROTOCOL_F_PAGEFAULT               8
+#define VHOST_USER_PROTOCOL_F_CONFIG                  9
+#define VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD         10
+#define VHOST_USER_PROTOCOL_F_HOST_NOTIFIER           11
+#define VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD          12
+#define VHOST_USER_PROTOCOL_F_RESET_DEVICE            13
+#define VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS    14
+#define VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS     15
+#define VHOST_USER_PROTOCOL_F_STATUS                  16
+#define VHOST_USER_PROTOCOL_F_XEN_MMAP                17
+#define VHOST_USER_PROTOCOL_F_SHARED_OBJECT           18
+#define VHOST_USER_PROTOCOL_F_DEVICE_STATE            19
 #define VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT 20
 
 /* Front end to back end */
@@ -134,8 +134,8 @@ struct vhost_user_vring_addr {
 };
 
 /* SET_VRING_KICK, _CALL and _ERR: the queue's index, and whether a descriptor comes along */
-#define VHOST_USER_VRING_IDX_MASK   0xffu
-#define VHOST_USER_VRING_NOFD_MASK  0x100u
+#define VHOST_USER_VRING_IDX_MASK  0xffu
+#define VHOST_USER_VRING_NOFD_MASK 0x100u
 
 #define VHOST_USER_CONFIG_BYTES_MAX 256u
 

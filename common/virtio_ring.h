@@ -63,7 +63,8 @@ struct virtq_packed_desc {
     le16 flags;
 };
 
-/* 2.8.10, 2.8.14 Event suppression structure; alignment 4. off_wrap: bits 0-14 offset, bit 15 wrap counter. */
+/* 2.8.10, 2.8.14 Event suppression structure; alignment 4. off_wrap: bits 0-14 offset, bit 15 wrap counter.
+ */
 struct virtq_packed_event {
     le16 off_wrap;
     le16 flags;

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # For test scripts: `. "$(dirname "$0")/../lib.sh"`. TAP on stdout, a temporary directory, processes that are
 # gone when the test is.
 #

@@ -38,7 +38,7 @@ arrows() {
 }
 
 tidy() {
-    printf '%s\0' "${sources[@]}" | grep -zE '^(host|tests/harness|tests/unit)/.*\.c$' |
+    printf '%s\0' "${sources[@]}" | grep -zE '^(host|tests/harness|guest/platform/hosted)/.*\.c$' |
         xargs -0 -n 6 -P 2 sh -c 'clang-tidy --quiet "$@" -- -std=gnu17 -D_GNU_SOURCE -I. 2>&1 | grep -vE "warnings? (generated|treated)|^Suppressed|^Use -header" >&2; test "${PIPESTATUS:-0}" = 0' tidy 2>"$tmp/tidy.log"
     cat "$tmp/tidy.log"
     ! grep -qE '(warning|error):' "$tmp/tidy.log"
