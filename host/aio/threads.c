@@ -94,6 +94,8 @@ static bool pool_grow(void)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attr, 256 * 1024);
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* raised by the thread's own access to memory: to be caught in it, or to kill */
+    sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_BLOCK, &all, &old);
     ret = pthread_create(&thread, &attr, pool_main, NULL);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -19,7 +19,6 @@ static struct slot {
 } slots[SLOTS];
 
 static uint32_t slots_used; /* slots from here on were never used; grows only */
-static bool installed;
 
 /* Async-signal-safe: loads, stores, and mmap, which is a bare system call on Linux. */
 static void on_sigbus(int signal_number, siginfo_t *info, void *context)
@@ -50,8 +49,6 @@ static void on_sigbus(int signal_number, siginfo_t *info, void *context)
 
 int sigbus_guard_install(void)
 {
-    if (__atomic_exchange_n(&installed, true, __ATOMIC_RELAXED))
-        return 0;
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_RESTART};
     sigemptyset(&action.sa_mask);
     return sigaction(SIGBUS, &action, NULL) < 0 ? -errno : 0;

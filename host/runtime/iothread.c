@@ -68,6 +68,8 @@ struct iothread *iothread_start(const char *name, uint64_t poll_max_ns, struct e
     sem_init(&thread->started, 0, 0);
     /* Signals are for the main thread. */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* raised by the thread's own access to memory: to be caught in it, or to kill */
+    sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_BLOCK, &all, &old);
     ret = pthread_create(&thread->thread, NULL, iothread_main, thread);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
