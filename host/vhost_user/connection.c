@@ -59,7 +59,7 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t 
         message_close_fds(&c->message);
         if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE) && ret >= 0)
             ret = error_set(&err, -EFAULT, "a file of guest memory was cut short");
-        if (c->reply.header.request) {
+        if (c->reply.header.flags) {
             int sent = channel_co_send(&c->channel, &c->reply);
             message_close_fds(&c->reply);
             if (sent < 0 && ret >= 0)

@@ -24,7 +24,7 @@
 #include "host/vhost_user/server.h"
 
 /* What the server adds to the device's own feature bits, and what it can't carry */
-#define SERVER_FEATURES     (VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VIRTIO_BIT(VHOST_F_LOG_ALL))
+#define SERVER_FEATURES     VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES)
 #define SERVER_FEATURES_OFF (VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) | VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA))
 
 struct vring {
@@ -114,7 +114,7 @@ struct message_rule {
 extern const struct message_rule message_rules[VHOST_USER_REQUEST_MAX];
 
 /* Checks MESSAGE against the table, calls its handler, makes REPLY. 1: REPLY is to be sent; 0: nothing is;
- * negative: the connection ends (REPLY may have to be sent first: reply->header.request != 0). */
+ * negative: the connection ends (REPLY may have to be sent first: its header.flags are not 0). */
 int coroutine_fn message_co_handle(struct vhost_user_connection *connection,
                                    struct vhost_user_message *message, struct vhost_user_message *reply,
                                    struct error *err);
