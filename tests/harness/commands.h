@@ -8,5 +8,7 @@ int command_info(const struct settings *settings);
 int command_verify(const struct settings *settings);
 int command_bench(const struct settings *settings);
 int command_trace(const struct settings *settings);
+int command_conform(const struct settings *settings);
+
 
 #endif

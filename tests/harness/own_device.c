@@ -8,23 +8,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "host/block/backend.h"
-#include "host/device/virtio_blk.h"
-#include "host/runtime/iothread.h"
+#include "host/cmd/cmd_device.h"
+#include "host/cmd/cmd_options.h"
 #include "host/runtime/loop.h"
 #include "host/vhost_user/server.h"
 
-#define IOTHREADS_MAX 64
-
-struct device_config {
-    const char *path;
-    struct open_options open;
-    struct virtio_blk_options blk;
-    uint64_t iothreads, poll_max_ns;
-};
-
 struct own_device {
-    struct device_config config;
+    struct cmd_device_options options;
     pthread_t thread;
     sem_t ready;
     struct error error;
@@ -33,173 +23,17 @@ struct own_device {
 
     struct loop *loop;
     struct loop_bh stop;
-    struct blk *backend;
-    struct virtio_blk *virtio_blk;
-    struct iothread *iothreads[IOTHREADS_MAX];
-    struct loop *queue_loops[IOTHREADS_MAX];
-    unsigned iothread_count;
+    struct cmd_device *device;
     struct vhost_user_server *server;
 };
 
-/* ---- options ---- */
-
-static bool set_on_off(bool *to, const char *value)
-{
-    *to = strcmp(value, "on") == 0;
-    return *to || strcmp(value, "off") == 0;
-}
-
-static bool choose(const char *value, const char *const *names, unsigned *to)
-{
-    for (unsigned i = 0; names[i]; i++)
-        if (strcmp(names[i], value) == 0) {
-            *to = i;
-            return true;
-        }
-    return false;
-}
-
-static bool set_path(struct device_config *c, const char *value)
-{
-    c->path = value;
-    return true;
-}
-
-static bool set_format(struct device_config *c, const char *value)
-{
-    c->open.format = value;
-    return true;
-}
-
-static bool set_size(struct device_config *c, const char *value)
-{
-    return settings_number(value, &c->open.null_bytes);
-}
-
-static bool set_read_only(struct device_config *c, const char *value)
-{
-    c->open.read_only = true;
-    return true;
-}
-
-static bool set_aio(struct device_config *c, const char *value)
-{
-    static const char *const names[] = {"native", "io_uring", "threads", NULL};
-    unsigned i;
-
-    if (!choose(value, names, &i))
-        return false;
-    c->open.aio = (enum aio_kind)(AIO_NATIVE + i);
-    return true;
-}
-
-static bool set_cache(struct device_config *c, const char *value)
-{
-    static const char *const names[] = {"none", "writeback", "unsafe", NULL};
-    unsigned i;
-
-    if (!choose(value, names, &i))
-        return false;
-    c->open.cache = (enum cache_mode)i;
-    return true;
-}
-
-static bool set_small(unsigned *to, const char *value, uint64_t max)
-{
-    uint64_t number;
-
-    if (!settings_number(value, &number) || !number || number > max)
-        return false;
-    *to = (unsigned)number;
-    return true;
-}
-
-static bool set_num_queues(struct device_config *c, const char *value)
-{
-    return set_small(&c->blk.num_queues, value, VIRTIO_BLK_QUEUES_MAX);
-}
-
-static bool set_queue_size(struct device_config *c, const char *value)
-{
-    return set_small(&c->blk.queue_size_max, value, VIRTQUEUE_MAX_SIZE);
-}
-
-static bool set_iothreads(struct device_config *c, const char *value)
-{
-    return settings_number(value, &c->iothreads) && c->iothreads > 0 && c->iothreads <= IOTHREADS_MAX;
-}
-
-static bool set_poll(struct device_config *c, const char *value)
-{
-    return settings_number(value, &c->poll_max_ns);
-}
-
-static bool set_merging(struct device_config *c, const char *value)
-{
-    return set_on_off(&c->blk.request_merging, value);
-}
-
-static bool set_serial(struct device_config *c, const char *value)
-{
-    size_t length = strlen(value);
-
-    if (length > VIRTIO_BLK_ID_BYTES)
-        return false;
-    memcpy(c->blk.serial, value, length + 1);
-    return true;
-}
-
-static bool set_logical(struct device_config *c, const char *value)
-{
-    return set_small(&c->blk.logical_block_size, value, 1u << 20);
-}
-
-static bool set_physical(struct device_config *c, const char *value)
-{
-    return set_small(&c->blk.physical_block_size, value, 1u << 20);
-}
-
-static bool set_discard(struct device_config *c, const char *value)
-{
-    static const char *const names[] = {"ignore", "unmap", NULL};
-    unsigned i;
-
-    if (!choose(value, names, &i))
-        return false;
-    c->blk.discard = i == 1;
-    c->open.ignore_discard = i == 0;
-    return true;
-}
-
-static const struct {
-    const char *name;
-    bool (*set)(struct device_config *c, const char *value);
-    const char *argument, *meaning;
-} rows[] = {
-    {"blk-file", set_path, "PATH", "the image"},
-    {"format", set_format, "qcow2|raw|null", "its format [null without --blk-file, else probed]"},
-    {"size", set_size, "SIZE", "capacity of a null image [1g]"},
-    {"read-only", set_read_only, NULL, "refuse writes"},
-    {"aio", set_aio, "native|io_uring|threads", "how to reach the file"},
-    {"cache", set_cache, "none|writeback|unsafe", "host page cache [none]"},
-    {"num-queues", set_num_queues, "N", "queues that the device has [as --queues]"},
-    {"queue-size", set_queue_size, "N", "largest queue [as --driver-queue-size]"},
-    {"iothreads", set_iothreads, "N", "threads that serve them [1]"},
-    {"poll-max-ns", set_poll, "N", "ceiling of adaptive polling [0]"},
-    {"request-merging", set_merging, "on|off", "requests that touch on disk become one [on]"},
-    {"serial", set_serial, "TEXT", "identity [ringside]"},
-    {"logical-block-size", set_logical, "N", "[512]"},
-    {"physical-block-size", set_physical, "N", "[512]"},
-    {"discard", set_discard, "unmap|ignore", "[unmap]"},
-};
-
-#define ROWS (sizeof(rows) / sizeof(rows[0]))
+/* ---- options: those of ringside-blk ---- */
 
 bool own_device_has_option(const char *name, size_t length, bool *wants_value)
 {
-    for (size_t i = 0; i < ROWS; i++)
-        if (strlen(rows[i].name) == length && memcmp(rows[i].name, name, length) == 0) {
-            *wants_value = rows[i].argument != NULL;
+    for (const struct cmd_option *row = cmd_device_option_rows; row->name; row++)
+        if (strlen(row->name) == length && memcmp(row->name, name, length) == 0) {
+            *wants_value = row->argument && row->argument[0] != '[';
             return true;
         }
     return false;
@@ -207,41 +41,39 @@ bool own_device_has_option(const char *name, size_t length, bool *wants_value)
 
 void own_device_help(FILE *out)
 {
-    for (size_t i = 0; i < ROWS; i++) {
-        char left[64];
+    struct cmd_device_options options;
+    struct cmd_option_table tables[] = {{cmd_device_option_rows, &options}, {NULL, NULL}};
 
-        snprintf(left, sizeof(left), "--%s%s%s", rows[i].name, rows[i].argument ? "=" : "",
-                 rows[i].argument ? rows[i].argument : "");
-        fprintf(out, "  %-28s %s\n", left, rows[i].meaning);
-    }
+    cmd_options_help(out, tables);
 }
 
-static int config_fill(struct device_config *config, const struct settings *settings, struct error *err)
+/* A null image unless one is named; as many queues, and as long ones, as the driver wants. */
+static int options_fill(struct cmd_device_options *options, const struct settings *settings,
+                        struct error *err)
 {
-    *config = (struct device_config){
-        .blk = {.num_queues = (unsigned)settings->queues ? (unsigned)settings->queues : 1,
-                .queue_size_max = (unsigned)settings->queue_size ? (unsigned)settings->queue_size : 256,
-                .logical_block_size = 512,
-                .physical_block_size = 512,
-                .serial = "ringside",
-                .request_merging = true,
-                .discard = true},
-        .iothreads = 1,
-    };
+    struct cmd_option_table table = {cmd_device_option_rows, options};
+    char name[64];
+
+    cmd_device_options_init(options);
+    if (settings->queues)
+        options->device.num_queues = (unsigned)settings->queues;
+    if (settings->queue_size > options->device.queue_size_max)
+        options->device.queue_size_max = (unsigned)settings->queue_size;
+    strcpy(options->device.serial, "ringside");
     for (unsigned i = 0; i < settings->device_option_count; i++) {
         const char *text = settings->device_options[i], *equals = strchr(text, '=');
-        size_t length = equals ? (size_t)(equals - text) : strlen(text);
+        int code;
 
-        for (size_t row = 0; row < ROWS; row++)
-            if (strlen(rows[row].name) == length && memcmp(rows[row].name, text, length) == 0 &&
-                !rows[row].set(config, equals ? equals + 1 : ""))
-                return error_set(err, -EINVAL, "--%s: not a valid value (%s)", text, rows[row].meaning);
+        snprintf(name, sizeof(name), "%.*s", equals ? (int)(equals - text) : (int)strlen(text), text);
+        code = cmd_option_set(&table, name, equals ? equals + 1 : NULL, err);
+        if (code != 0)
+            return code < 0 ? code : error_set(err, -EINVAL, "--%s: no such option", name);
     }
-    if (!config->path && !config->open.format)
-        config->open.format = "null";
-    if (!config->open.null_bytes)
-        config->open.null_bytes = 1ull << 30;
-    return 0;
+    if (!options->blk_file && !options->open.format)
+        options->open.format = "null";
+    if (options->open.format && strcmp(options->open.format, "null") == 0 && !options->size)
+        options->size = 1ull << 30;
+    return cmd_device_options_check(options, err);
 }
 
 /* ---- the device's life; all of it on its own thread ---- */
@@ -281,28 +113,17 @@ static int device_open(struct own_device *device, struct error *err)
     device->loop = loop_create("device", err);
     if (!device->loop)
         return -ENOMEM;
-    device->backend = blk_open(device->config.path, &device->config.open, err);
-    if (!device->backend)
+    device->device = cmd_device_start(&device->options, err);
+    if (!device->device)
         return -EIO;
-    device->virtio_blk = virtio_blk_create(device->backend, &device->config.blk, err);
-    if (!device->virtio_blk)
-        return -EIO;
-    for (unsigned i = 0; i < device->config.iothreads; i++) {
-        char name[16];
-
-        snprintf(name, sizeof(name), "iothread%u", i);
-        device->iothreads[i] = iothread_start(name, device->config.poll_max_ns, err);
-        if (!device->iothreads[i])
-            return -ENOMEM;
-        device->queue_loops[i] = iothread_loop(device->iothreads[i]);
-        device->iothread_count = i + 1;
-    }
     if (socket_directory(device, err) < 0)
         return -EIO;
     server = (struct vhost_user_server_options){
-        .device = device->virtio_blk,
-        .queue_loops = device->queue_loops,
-        .queue_loop_count = device->iothread_count,
+        .device = device->device->virtio_blk,
+        .num_queues = device->options.device.num_queues,
+        .queue_size_max = device->options.device.queue_size_max,
+        .queue_loops = device->device->queue_loops,
+        .queue_loop_count = device->device->queue_loop_count,
         .stopped = device_stopped,
         .opaque = device,
     };
@@ -319,12 +140,8 @@ static void device_close(struct own_device *device)
 
     if (device->server)
         vhost_user_server_destroy(device->server);
-    for (unsigned i = 0; i < device->iothread_count; i++)
-        iothread_stop(device->iothreads[i]);
-    if (device->virtio_blk)
-        virtio_blk_destroy(device->virtio_blk);
-    if (device->backend) {
-        code = blk_close(device->backend);
+    if (device->device) {
+        code = cmd_device_stop(device->device, &device->error);
         if (!device->code)
             device->code = code;
     }
@@ -357,7 +174,7 @@ struct own_device *own_device_start(const struct settings *settings, struct erro
 
     if (!device)
         return NULL;
-    if (config_fill(&device->config, settings, err) < 0) {
+    if (options_fill(&device->options, settings, err) < 0) {
         free(device);
         return NULL;
     }
@@ -387,12 +204,12 @@ const char *own_device_path(const struct own_device *device)
 
 struct virtio_blk *own_device_virtio_blk(struct own_device *device)
 {
-    return device->virtio_blk;
+    return device->device->virtio_blk;
 }
 
 struct blk *own_device_blk(struct own_device *device)
 {
-    return device->backend;
+    return device->device->blk;
 }
 
 int own_device_stop(struct own_device *device)
@@ -404,6 +221,8 @@ int own_device_stop(struct own_device *device)
     loop_bh_schedule(&device->stop);
     pthread_join(device->thread, NULL);
     code = device->code;
+    if (code < 0)
+        log_message("%s", device->error.text);
     sem_destroy(&device->ready);
     free(device);
     return code;

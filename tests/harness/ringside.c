@@ -3,13 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "host/cmd/cmd_options.h"
 #include "host/runtime/error.h"
 #include "tests/harness/commands.h"
 #include "tests/harness/measure.h"
-
-#ifndef RINGSIDE_VERSION
-#define RINGSIDE_VERSION "0.1"
-#endif
 
 #define DRIVES (GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_DRIVER)
 
@@ -25,6 +22,8 @@ static const struct {
      DRIVES | GROUP_CLIENT | GROUP_BENCH, command_bench},
     {"trace", "runs one request of each kind and prints the way that it went",
      (DRIVES & ~(unsigned)GROUP_JSON) | GROUP_TRACE, command_trace},
+    {"conform", "judges the device: a row for each rule of the specification",
+     GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_CONFORM, command_conform},
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -177,6 +177,15 @@ static int usage(const char *command, const char *text, const char *argument)
     return 2;
 }
 
+static int device_option(struct settings *settings, const char *command, const char *word)
+{
+    if (settings->device_option_count ==
+        sizeof(settings->device_options) / sizeof(settings->device_options[0]))
+        return usage(command, "too many options of the device", word);
+    settings->device_options[settings->device_option_count++] = word + 2;
+    return 0;
+}
+
 static int take(struct settings *settings, const char *command, unsigned groups, int argc, char **argv,
                 int *at)
 {
@@ -187,15 +196,8 @@ static int take(struct settings *settings, const char *command, unsigned groups,
     const char *value = equals ? equals + 1 : NULL;
     bool wants_value = row ? row->type != TYPE_FLAG : true;
 
-    if (!row) {
-        bool known = groups & GROUP_DEVICE && own_device_has_option(word + 2, length, &wants_value);
-
-        if (!known)
-            return usage(command, "no such option here", word);
-        if (settings->device_option_count ==
-            sizeof(settings->device_options) / sizeof(settings->device_options[0]))
-            return usage(command, "too many options of the device", word);
-    }
+    if (!row && !((groups & GROUP_DEVICE) && own_device_has_option(word + 2, length, &wants_value)))
+        return usage(command, "no such option here", word);
     if (!wants_value && value)
         return usage(command, "takes no value", word);
     if (row) {
@@ -204,16 +206,19 @@ static int take(struct settings *settings, const char *command, unsigned groups,
                 return usage(command, "needs a value", word);
             value = argv[++*at];
         }
-        if (!row_set(settings, row, value))
+        if (!row_set(settings, row, value)) {
+            /* `trace` and the device both have a --format: the value tells which one is meant. */
+            if (equals && (groups & GROUP_DEVICE) && own_device_has_option(word + 2, length, &wants_value))
+                return device_option(settings, command, word);
             return usage(command,
                          row->choices || row->type == TYPE_ON_OFF ? row->argument : "not a valid value",
                          word);
+        }
         return 0;
     }
     if (wants_value && !value)
         return usage(command, "needs a value, as --OPTION=VALUE", word);
-    settings->device_options[settings->device_option_count++] = word + 2;
-    return 0;
+    return device_option(settings, command, word);
 }
 
 int settings_parse(struct settings *settings, const char *command, unsigned groups, int argc, char **argv)

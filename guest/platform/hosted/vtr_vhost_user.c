@@ -693,6 +693,7 @@ static uint8_t op_interrupt_status(struct vtr *vtr)
 
 static const struct vtr_ops vtr_vhost_user_ops = {
     .name = "vhost-user",
+    .carries = VIRTIO_BIT(VIRTIO_F_RING_RESET),
     .get_status = op_get_status,
     .set_status = op_set_status,
     .get_features = op_get_features,
