@@ -643,6 +643,14 @@ static void run(struct verify *v)
         export_all(v);
 }
 
+static void say_lines(struct verify *v)
+{
+    char *rest = v->report;
+
+    for (char *line = strsep(&rest, "\n"); line; line = strsep(&rest, "\n"))
+        log_message("verify, seed %" PRIu64 ": %s", v->settings->seed, line);
+}
+
 int command_verify(const struct settings *settings)
 {
     struct error err = {""};
@@ -668,7 +676,7 @@ int command_verify(const struct settings *settings)
     run(&v);
     print_result(&v);
     if (v.reported)
-        log_message("verify, seed %" PRIu64 ": %s", settings->seed, v.report);
+        say_lines(&v);
     workers_free(&v);
     model_free(&v.model);
     pthread_mutex_destroy(&v.lock);
