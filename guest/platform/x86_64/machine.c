@@ -30,7 +30,7 @@ struct memory_map_entry {
 };
 
 extern char __image_end[];
-extern uint64_t x86_pml4[];
+extern uint64_t x86_pml4[], x86_pt_low[];
 
 const char machine_arch[] = "x86_64";
 struct arch arch;
@@ -81,6 +81,8 @@ void arch_init(uintptr_t boot_info)
     arch.command_line = command_line;
     read_memory_map(info);
     read_command_line();
+    x86_pt_low[0] = 0; /* all that firmware left in page 0 is read: from here on a null pointer is caught */
+    __asm__ volatile("invlpg 0" : : : "memory");
     x86_apic_init();
     x86_clock_init();
 

@@ -3,7 +3,7 @@
  *
  * QEMU finds the PVH note and has the CPU here in 32-bit protected mode, paging off, %ebx pointing to the start
  * info (Xen's "x86/HVM direct boot ABI"). We map the first 4 GiB one to one with 2 MiB pages (the first 2 MiB
- * with small ones, so that page 0 can be left out), device space above 3 GiB uncached, switch to long mode with
+ * with small ones, so that C can take page 0 out), device space above 3 GiB uncached, switch to long mode with
  * caches and SSE on, and call C. Secondary CPUs come in through the real-mode trampoline at the end.
  *
  * The tables are filled by CPU 0 only; x86_map_device adds to them later, the CPUs never remove anything.
@@ -73,7 +73,6 @@ x86_start32:
     addl $0x1000, %eax
     addl $8, %edi
     loop 4b
-    movl $0, x86_pt_low /* page 0: a null pointer is caught */
     movl $(x86_pt_low + PAGE_PRESENT_WRITE), x86_pd
 
     call x86_long_mode
@@ -235,7 +234,7 @@ x86_cpu_starting:
 
     .section .bss
     .balign 4096
-    .globl x86_pml4
+    .globl x86_pml4, x86_pt_low
 x86_pml4:
     .skip 4096
 x86_pdpt:

@@ -1,0 +1,9 @@
+#include <stdio.h>
+#include "guest/libc/start.h"
+const char guest_program[] = "selftest";
+int main(void);
+int main(void)
+{
+    printf("hello %d\n", 1);
+    return 0;
+}
