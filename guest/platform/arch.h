@@ -70,6 +70,6 @@ unsigned arch_this_cpu(void);
 int arch_cpu_start(unsigned cpu);
 /* In common/cpus.c: what a secondary CPU runs when its traps and clock are set up. */
 _Noreturn void cpu_main(unsigned cpu);
-#define ARCH_CPUS_MAX 8
+#define ARCH_CPUS_MAX 8 /* MACHINE_CPUS_MAX */
 
 #endif

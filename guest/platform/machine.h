@@ -62,6 +62,7 @@ uint64_t machine_interrupts(void);
 
 /* CPUs. cpu 0 is the one that runs main. The function given must not use the C library. Returns 0 or -1 (no
  * such CPU, busy, or it did not come up). machine_cpu_wait waits until it has returned. */
+#define MACHINE_CPUS_MAX 8
 unsigned machine_num_cpus(void);
 unsigned machine_this_cpu(void);
 int machine_run_on_cpu(unsigned cpu, void (*function)(void *arg), void *arg);

@@ -17,7 +17,7 @@ void cpu_main(unsigned index)
     for (;;) {
         void (*function)(void *) = __atomic_load_n(&cpu->function, __ATOMIC_ACQUIRE); /* machine_run_on_cpu */
         if (!function) {
-            machine_relax();
+            arch_wait(arch_now_ns() + 1000000); /* nobody sends an interrupt: look again in a millisecond */
             continue;
         }
         function(cpu->arg);

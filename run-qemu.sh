@@ -1,0 +1,287 @@
+#!/usr/bin/env bash
+# Boots a guest program in QEMU on a virtio block device and exits with the guest's own verdict.
+# Installs and builds what is missing first. `./run-qemu.sh --help` says what can be chosen.
+#
+# Exit status: 0 the guest passed, 1 it failed, died or said nothing in time, 2 usage.
+# With RINGSIDE_BUILD set to a build directory, everything is taken from there as it is: nothing is installed or made.
+set -u
+
+top=$(cd "$(dirname "$0")" && pwd)
+me=run-qemu.sh
+
+usage() {
+    cat <<'END'
+usage: ./run-qemu.sh [OPTION...] [-- QEMU-OPTION...]
+
+Boots a guest program on a virtio disk in QEMU, prints what it says, and exits with its verdict.
+
+  --arch=x86_64|aarch64|riscv64  the guest's machine                                  (x86_64)
+  --app=selftest|bench|shell     the program that boots                               (selftest)
+  --device=ringside|qemu         who is the disk: ringside-blk over vhost-user, or QEMU's own device (ringside)
+  --transport=pci|mmio           how the guest reaches it                             (pci)
+  --ring=split|packed            the ring's layout                                    (split)
+  --queues=N                     queues, and CPUs up to 8                             (2)
+  --queue-size=N                 entries of each, a power of two from 2 to 1024       (256)
+  --image=FILE                   the disk's image, qcow2 or raw          (a qcow2 image of its own under build/demo)
+  --read-only                    the guest may not write to it
+  --accel=tcg|kvm|auto           auto takes kvm where a short probe finds it working  (auto)
+  --trace=FILE                   ringside-blk records there what happens to every request
+  --timeout=SECONDS              for the guest's run; 0 is for ever                   (120; none for the shell)
+  --append=WORDS                 more words for the guest's command line, e.g. --append="rw=randread bs=4096 qd=32"
+  --device-options=LIST          more properties of the QEMU device, e.g. --device-options=event_idx=off
+  --gdb                          waits for a debugger at localhost:1234 before the first instruction
+  --dry-run                      prints the commands and runs nothing
+END
+}
+
+die() { # message; ends with the status for usage errors
+    echo "$me: $1 (./$me --help lists the options)" >&2
+    exit 2
+}
+
+fail() {
+    echo "$me: $1" >&2
+    exit 1
+}
+
+one_of() { # option, value, choices...
+    local option=$1 value=$2 choice
+    shift 2
+    for choice in "$@"; do
+        [ "$choice" != "$value" ] || return 0
+    done
+    die "$option=$value: choose one of: $*"
+}
+
+number() { # option, value, least, most
+    case $2 in
+    '' | *[!0-9]*) die "$1=$2: not a number" ;;
+    esac
+    if [ ${#2} -gt 9 ] || [ "$2" -lt "$3" ] || [ "$2" -gt "$4" ]; then
+        die "$1=$2: must be from $3 to $4"
+    fi
+}
+
+arch=x86_64 app=selftest device=ringside transport=pci ring=split queues=2 queue_size=256 image='' read_only=
+accel=auto trace='' timeout='' append='' device_options='' gdb='' dry_run=
+qemu_options=()
+
+while [ $# -gt 0 ]; do
+    value=${1#*=}
+    case $1 in
+    --arch=*) arch=$value ;;
+    --app=*) app=$value ;;
+    --device=*) device=$value ;;
+    --transport=*) transport=$value ;;
+    --ring=*) ring=$value ;;
+    --queues=*) queues=$value ;;
+    --queue-size=*) queue_size=$value ;;
+    --image=*) image=$value ;;
+    --read-only) read_only=1 ;;
+    --accel=*) accel=$value ;;
+    --trace=*) trace=$value ;;
+    --timeout=*) timeout=$value ;;
+    --append=*) append=$value ;;
+    --device-options=*) device_options=$value ;;
+    --gdb) gdb=1 ;;
+    --dry-run) dry_run=1 ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --)
+        shift
+        qemu_options=("$@")
+        break
+        ;;
+    --arch | --app | --device | --transport | --ring | --queues | --queue-size | --image | --accel | --trace | \
+        --timeout | --append | --device-options)
+        die "$1: its value goes behind a '=': $1=VALUE"
+        ;;
+    -*) die "$1: no such option" ;;
+    *) die "$1: what is that? options for QEMU itself go behind --" ;;
+    esac
+    shift
+done
+
+one_of --arch "$arch" x86_64 aarch64 riscv64
+one_of --app "$app" selftest bench shell
+one_of --device "$device" ringside qemu
+one_of --transport "$transport" pci mmio
+one_of --ring "$ring" split packed
+one_of --accel "$accel" tcg kvm auto
+number --queues "$queues" 1 64
+number --queue-size "$queue_size" 2 1024
+[ $((queue_size & (queue_size - 1))) -eq 0 ] || die "--queue-size=$queue_size: must be a power of two"
+if [ -z "$timeout" ]; then
+    timeout=120
+    [ "$app" != shell ] || timeout=0
+fi
+number --timeout "$timeout" 0 999999999
+[ -z "$gdb" ] || timeout=0
+if [ -n "$trace" ] && [ "$device" = qemu ]; then
+    die "--trace=$trace: only ringside-blk records traces; leave out --device=qemu"
+fi
+if [ "$accel" = kvm ] && [ "$arch" != x86_64 ]; then
+    die "--accel=kvm: the $arch guest ends by semihosting or a test device, which run under tcg only"
+fi
+
+# ---- what is missing ----
+
+if [ -n "${RINGSIDE_BUILD:-}" ]; then
+    build=$RINGSIDE_BUILD
+elif [ -n "$dry_run" ]; then
+    build=$top/build
+else
+    build=$top/build
+    "$top/.ci/packages" build qemu || exit 1
+    goals=("build/guest/$arch/$app.elf")
+    [ "$arch" != x86_64 ] || [ "$accel" != auto ] || goals+=("build/guest/$arch/selftest.elf")
+    [ "$device" = qemu ] || goals+=(build/bin/ringside-blk)
+    make -s -C "$top" -j"$(nproc)" "${goals[@]}" >&2 || fail "the build failed"
+fi
+elf=$build/guest/$arch/$app.elf
+[ -e "$elf" ] || [ -n "$dry_run" ] || fail "$elf is not there (run make)"
+qemu=qemu-system-$arch
+command -v "$qemu" >/dev/null || fail "$qemu is not installed (.ci/packages qemu installs it)"
+
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/run-qemu.XXXXXX") || exit 1
+device_pid='' qemu_pid=''
+# shellcheck disable=SC2317 # called by the trap
+cleanup() {
+    local pid
+    for pid in $qemu_pid $device_pid; do
+        kill "$pid" 2>/dev/null
+        for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL "$pid" 2>/dev/null
+        wait "$pid" 2>/dev/null
+    done
+    rm -rf "$tmp"
+}
+trap cleanup EXIT
+trap 'exit 143' TERM INT HUP
+
+if [ -z "$image" ]; then
+    image=$build/demo/$app.qcow2
+    if [ ! -e "$image" ] && [ -z "$dry_run" ]; then
+        mkdir -p "$build/demo"
+        qemu-img create -q -f qcow2 "$image" 256M || fail "could not make the demo image $image"
+        echo "$me: made the image $image" >&2
+    fi
+fi
+if [ -z "$dry_run" ]; then
+    [ -f "$image" ] || [ -b "$image" ] || fail "$image: no such image"
+    [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
+fi
+case $(head -c 4 "$image" 2>/dev/null | od -An -tx1 | tr -d ' \n') in
+514649fb) format=qcow2 ;;
+*) format=raw ;;
+esac
+
+# ---- the machine ----
+
+# Does KVM run a 64-bit guest here? Some hosts offer /dev/kvm and then hang: the selftest without a disk says so at once.
+kvm_works() {
+    [ "$arch" = x86_64 ] && [ "$(uname -m)" = x86_64 ] && [ -w /dev/kvm ] || return 1
+    timeout -k 1 3 "$qemu" -accel kvm -M q35 -m 64 -nodefaults -no-user-config -display none -serial none -monitor none \
+        -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$build/guest/x86_64/selftest.elf" >/dev/null 2>&1 </dev/null
+    [ $? -eq 35 ]
+}
+if [ "$accel" = auto ]; then
+    accel=tcg
+    ! kvm_works || accel=kvm
+fi
+
+cpus=$queues
+[ "$cpus" -le 8 ] || cpus=8
+words="queues=$queues queue-size=$queue_size ring=$ring cpus=$cpus${append:+ $append}"
+command=("$qemu" -accel "$accel" -nodefaults -no-user-config -no-reboot -display none -monitor none -m 256 -smp "$cpus"
+    -object "memory-backend-memfd,id=mem,size=256M,share=on" -kernel "$elf")
+case $arch-$transport in
+x86_64-pci) command+=(-M "q35,memory-backend=mem" -device "isa-debug-exit,iobase=0xf4,iosize=4") ;;
+x86_64-mmio) command+=(-M "microvm,acpi=off,memory-backend=mem" -device "isa-debug-exit,iobase=0xf4,iosize=4") ;;
+aarch64-*) command+=(-M "virt,gic-version=3,memory-backend=mem" -cpu cortex-a57 -semihosting-config "enable=on,target=native") ;;
+riscv64-*) command+=(-M "virt,memory-backend=mem") ;;
+esac
+command+=(-chardev "stdio,id=console,signal=$([ "$app" = shell ] && echo off || echo on)" -serial chardev:console)
+[ "$transport" = pci ] || command+=(-global virtio-mmio.force-legacy=false)
+
+properties=num-queues=$queues,queue-size=$queue_size
+[ "$ring" = split ] || properties+=,packed=on
+[ -z "$device_options" ] || properties+=,$device_options
+suffix=-pci
+case $device-$transport in
+*-pci) ;;
+ringside-mmio) suffix= ;;
+qemu-mmio) suffix=-device ;;
+esac
+
+device_command=()
+if [ "$device" = qemu ]; then
+    command+=(-blockdev "driver=$format,node-name=disk,discard=unmap,read-only=$([ -n "$read_only" ] && echo on || echo off),file.driver=file,file.filename=${image//,/,,}"
+        -device "virtio-blk$suffix,drive=disk,serial=qemu-disk,$properties")
+else
+    device_command=("$build/bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--blk-file=$image" "--num-queues=$queues"
+        "--queue-size=$queue_size" --serial=ringside-disk)
+    [ -z "$read_only" ] || device_command+=(--read-only)
+    [ -z "$trace" ] || device_command+=("--trace=$trace")
+    command+=(-chardev "socket,id=disk,path=$tmp/disk.sock" -device "vhost-user-blk$suffix,chardev=disk,$properties")
+fi
+command+=(-append "$words")
+[ -z "$gdb" ] || command+=(-S -gdb tcp:127.0.0.1:1234)
+command+=(${qemu_options[@]+"${qemu_options[@]}"})
+
+if [ -n "$dry_run" ]; then
+    [ ${#device_command[@]} -eq 0 ] || echo "${device_command[*]@Q}"
+    echo "${command[*]@Q}"
+    exit 0
+fi
+
+# ---- the run ----
+
+if [ "$device" = ringside ]; then
+    "${device_command[@]}" </dev/null >&2 &
+    device_pid=$!
+    for ((tries = 0; tries < 200; tries++)); do
+        [ ! -S "$tmp/disk.sock" ] || break
+        if ! kill -0 "$device_pid" 2>/dev/null; then
+            wait "$device_pid"
+            status=$?
+            device_pid=''
+            fail "ringside-blk ended with status $status before QEMU could connect"
+        fi
+        sleep 0.05
+    done
+    [ -S "$tmp/disk.sock" ] || fail "ringside-blk did not open its socket within 10 seconds"
+fi
+
+[ -z "$gdb" ] || echo "$me: waiting; now: gdb $elf -ex 'target remote :1234'" >&2
+if [ "$app" = shell ] && [ -t 0 ]; then
+    terminal=$(stty -g)
+    stty raw -echo
+    "${command[@]}"
+    status=$?
+    stty "$terminal"
+else
+    # In the background, so that a signal to us is acted on at once; with our own input, which the shell reads.
+    exec 3<&0
+    timeout -k 5 "$timeout" "${command[@]}" <&3 &
+    qemu_pid=$!
+    wait "$qemu_pid"
+    status=$?
+    qemu_pid=''
+fi
+
+# The guest's verdict v arrives as exit status 33 + 2v, on every machine.
+case $status in
+33) exit 0 ;;
+35) exit 1 ;;
+37) exit 2 ;;
+39) fail "the guest died (see its last lines)" ;;
+124) fail "no verdict within $timeout seconds" ;;
+137) fail "QEMU did not end by itself and was killed" ;;
+*) fail "QEMU ended with status $status and no verdict from the guest" ;;
+esac
