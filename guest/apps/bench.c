@@ -1,5 +1,5 @@
-#include <stdio.h>
 #include "guest/libc/start.h"
+#include <stdio.h>
 const char guest_program[] = "bench";
 int main(void);
 int main(void)

@@ -61,7 +61,8 @@ void feature_list(uint64_t set, char *text, unsigned bytes)
         if (!(set >> bit & 1))
             continue;
         const char *name = feature_name(bit);
-        int n = name ? snprintf(text + at, bytes - at, " %s", name) : snprintf(text + at, bytes - at, " bit%u", bit);
+        int n = name ? snprintf(text + at, bytes - at, " %s", name)
+                     : snprintf(text + at, bytes - at, " bit%u", bit);
         if (n < 0 || (unsigned)n >= bytes - at)
             return;
         at += (unsigned)n;

@@ -6,8 +6,8 @@
  *   the second MiB   zeroes
  *   the last 64 KiB  each byte is 0x5a
  *
- * Words of the command line: disk=vdb (default vda), pattern=BYTES (how much of the disk the pattern test covers,
- * default 64M), and those of guest/libc/disk.h.
+ * Words of the command line: disk=vdb (default vda), pattern=BYTES (how much of the disk the pattern test
+ * covers, default 64M), and those of guest/libc/disk.h.
  */
 #include "guest/apps/selftest.h"
 
@@ -96,7 +96,8 @@ void data_fill(void *buf, size_t len, uint64_t sector, uint64_t seed)
 {
     char *at = buf;
     for (size_t i = 0; i < len; i += 8) {
-        uint64_t word = data_word(sector + i / VIRTIO_BLK_SECTOR_BYTES, i % VIRTIO_BLK_SECTOR_BYTES / 8, seed);
+        uint64_t word =
+            data_word(sector + i / VIRTIO_BLK_SECTOR_BYTES, i % VIRTIO_BLK_SECTOR_BYTES / 8, seed);
         memcpy(at + i, &word, 8);
     }
 }
@@ -105,7 +106,9 @@ long data_differs(const void *buf, size_t len, uint64_t sector, uint64_t seed)
 {
     const char *at = buf;
     for (size_t i = 0; i < len; i += 8) {
-        uint64_t word = data_word(sector + i / VIRTIO_BLK_SECTOR_BYTES, i % VIRTIO_BLK_SECTOR_BYTES / 8, seed), seen;
+        uint64_t word =
+                     data_word(sector + i / VIRTIO_BLK_SECTOR_BYTES, i % VIRTIO_BLK_SECTOR_BYTES / 8, seed),
+                 seen;
         memcpy(&seen, at + i, 8);
         if (seen != word) {
             unsigned byte = 0;
@@ -133,9 +136,9 @@ static void print_disk(const struct test *test)
     char size[24], text[512];
     size_text(info->capacity_sectors * VIRTIO_BLK_SECTOR_BYTES, size);
     printf("# %s, %s at %s: %s, blocks of %u, %u of %u queues of %u, %s ring%s%s\n", machine_arch, "vda",
-           disk_where(test->index), size, (unsigned)info->block_size, info->num_queues, info->device_num_queues,
-           info->queue_size, info->packed_ring ? "packed" : "split", info->read_only ? ", read-only" : "",
-           info->polling ? ", polled" : "");
+           disk_where(test->index), size, (unsigned)info->block_size, info->num_queues,
+           info->device_num_queues, info->queue_size, info->packed_ring ? "packed" : "split",
+           info->read_only ? ", read-only" : "", info->polling ? ", polled" : "");
     feature_list(info->features, text, sizeof text);
     printf("# features:%s\n", text);
     feature_list(info->device_features & ~info->features, text, sizeof text);
@@ -163,8 +166,8 @@ int main(int argc, char **argv)
     int index = disk_by_name(name ? name : "vda");
     unsigned count = 0, passed = 0, failed = 0;
     if (index < 0) {
-        printf("Bail out! no disk %s: %u virtio block devices found\n0 passed, 1 failed\n", name ? name : "vda",
-               disk_count());
+        printf("Bail out! no disk %s: %u virtio block devices found\n0 passed, 1 failed\n",
+               name ? name : "vda", disk_count());
         return 1;
     }
     test.index = (unsigned)index;
@@ -176,8 +179,8 @@ int main(int argc, char **argv)
     for (unsigned group = 0; group < sizeof groups / sizeof groups[0]; group++) {
         for (const struct test_case *c = groups[group]; c->name; c++) {
             run_case(&test, c);
-            printf("%sok %u - %s%s%s\n", test.failed ? "not " : "", ++count, c->name, test.skipped ? " # SKIP " : "",
-                   test.skipped ? test.why : "");
+            printf("%sok %u - %s%s%s\n", test.failed ? "not " : "", ++count, c->name,
+                   test.skipped ? " # SKIP " : "", test.skipped ? test.why : "");
             passed += !test.failed && !test.skipped;
             failed += test.failed;
         }

@@ -1,6 +1,6 @@
 /*
- * selftest: the frame that its cases share. A case is one function and one row of a table; it says what it found
- * wrong with `check`, or by `skip` why the device can't be asked that.
+ * selftest: the frame that its cases share. A case is one function and one row of a table; it says what it
+ * found wrong with `check`, or by `skip` why the device can't be asked that.
  */
 #ifndef RINGSIDE_SELFTEST_H
 #define RINGSIDE_SELFTEST_H
@@ -47,11 +47,12 @@ void data_fill(void *buf, size_t len, uint64_t sector, uint64_t seed);
 long data_differs(const void *buf, size_t len, uint64_t sector, uint64_t seed);
 uint64_t random_next(uint64_t *state);
 
-/* An area of SECTORS sectors in the middle of the disk for a case to write to: its first sector, a multiple of
- * the block size. SECTORS is made smaller if the disk is. */
+/* An area of SECTORS sectors in the middle of the disk for a case to write to: its first sector, a multiple
+ * of the block size. SECTORS is made smaller if the disk is. */
 uint64_t scratch(const struct test *test, uint64_t *sectors);
 
-/* COUNT operations of all kinds that the device has, many in flight, on QUEUE, checked against a copy in memory. */
+/* COUNT operations of all kinds that the device has, many in flight, on QUEUE, checked against a copy in
+ * memory. */
 void mixed_operations(struct test *test, unsigned queue, unsigned count, uint64_t seed);
 
 void *test_alloc(size_t len); /* never NULL: the program ends if there is no memory */

@@ -15,10 +15,12 @@ static void negotiation(struct test *test)
     check(test, !(info->features & ~info->device_features), "features %llx were not offered",
           (unsigned long long)(info->features & ~info->device_features));
     bool legacy = strstr(disk_where(test->index), "legacy") != NULL;
-    check(test, legacy == !(info->features >> VIRTIO_F_VERSION_1 & 1), "VERSION_1 and the transport disagree");
+    check(test, legacy == !(info->features >> VIRTIO_F_VERSION_1 & 1),
+          "VERSION_1 and the transport disagree");
     check(test, info->num_queues >= 1 && info->num_queues <= info->device_num_queues, "%u of %u queues",
           info->num_queues, info->device_num_queues);
-    check(test, info->queue_size >= 2 && info->queue_size <= VIRTQUEUE_MAX_SIZE, "a queue of %u", info->queue_size);
+    check(test, info->queue_size >= 2 && info->queue_size <= VIRTQUEUE_MAX_SIZE, "a queue of %u",
+          info->queue_size);
     check(test, !info->failed, "the disk has failed");
 }
 
@@ -26,13 +28,16 @@ static void configuration(struct test *test)
 {
     const struct vblk_info *info = &test->info;
     check(test, info->capacity_sectors > 0, "capacity 0");
-    check(test, info->block_size >= 512 && (info->block_size & (info->block_size - 1)) == 0, "blocks of %u bytes",
+    check(test, info->block_size >= 512 && (info->block_size & (info->block_size - 1)) == 0,
+          "blocks of %u bytes", (unsigned)info->block_size);
+    check(test, info->physical_block_size >= info->block_size,
+          "physical blocks of %u bytes below logical ones of %u", (unsigned)info->physical_block_size,
           (unsigned)info->block_size);
-    check(test, info->physical_block_size >= info->block_size, "physical blocks of %u bytes below logical ones of %u",
-          (unsigned)info->physical_block_size, (unsigned)info->block_size);
-    check(test, info->capacity_sectors == le64_get(info->config.capacity), "capacity %llu is not the device's %llu",
-          (unsigned long long)info->capacity_sectors, (unsigned long long)le64_get(info->config.capacity));
-    check(test, info->read_only == (info->device_features >> VIRTIO_BLK_F_RO & 1), "read-only is not as offered");
+    check(test, info->capacity_sectors == le64_get(info->config.capacity),
+          "capacity %llu is not the device's %llu", (unsigned long long)info->capacity_sectors,
+          (unsigned long long)le64_get(info->config.capacity));
+    check(test, info->read_only == (info->device_features >> VIRTIO_BLK_F_RO & 1),
+          "read-only is not as offered");
 }
 
 static void identity(struct test *test)
@@ -62,8 +67,10 @@ static void beyond_capacity(struct test *test)
     check_result(test, "reading where a sum wraps",
                  vblk_read(test->disk, 0, UINT64_MAX - step + 1, buf, 2 * (size_t)bytes), -VBLK_ERANGE);
     if (!test->info.read_only) {
-        check_result(test, "writing at the end", vblk_write(test->disk, 0, capacity, buf, bytes), -VBLK_ERANGE);
-        check_result(test, "writing far away", vblk_write(test->disk, 0, 1ull << 60, buf, bytes), -VBLK_ERANGE);
+        check_result(test, "writing at the end", vblk_write(test->disk, 0, capacity, buf, bytes),
+                     -VBLK_ERANGE);
+        check_result(test, "writing far away", vblk_write(test->disk, 0, 1ull << 60, buf, bytes),
+                     -VBLK_ERANGE);
     }
     check_result(test, "reading the last block",
                  vblk_read(test->disk, 0, (capacity / step - 1) * step, buf, bytes), 0);
@@ -78,7 +85,8 @@ static void not_whole_blocks(struct test *test)
     if (test->block_sectors > 1)
         check_result(test, "reading from the middle of a block",
                      vblk_read(test->disk, 0, 1, buf, test->info.block_size), -VBLK_EINVAL);
-    check_result(test, "reading a block after that", vblk_read(test->disk, 0, 0, buf, test->info.block_size), 0);
+    check_result(test, "reading a block after that", vblk_read(test->disk, 0, 0, buf, test->info.block_size),
+                 0);
     free(buf);
 }
 

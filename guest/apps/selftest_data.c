@@ -1,6 +1,6 @@
 /*
- * selftest, third group: data of every shape, the commands besides read and write, the disk as a file, and at last
- * a pattern over the whole disk and the pieces that the host reads back.
+ * selftest, third group: data of every shape, the commands besides read and write, the disk as a file, and at
+ * last a pattern over the whole disk and the pieces that the host reads back.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +17,8 @@
 #define KIB 1024u
 #define MIB (1024u * KIB)
 
-static bool write_and_read(struct test *test, uint64_t sector, uint8_t *buf, uint8_t *back, size_t bytes, uint64_t seed)
+static bool write_and_read(struct test *test, uint64_t sector, uint8_t *buf, uint8_t *back, size_t bytes,
+                           uint64_t seed)
 {
     data_fill(buf, bytes, sector, seed);
     memset(back, 0xee, bytes);
@@ -25,8 +26,8 @@ static bool write_and_read(struct test *test, uint64_t sector, uint8_t *buf, uin
         !check_result(test, "reading", vblk_read(test->disk, 0, sector, back, bytes), 0))
         return false;
     long at = data_differs(back, bytes, sector, seed);
-    return check(test, at < 0, "%u bytes at sector %llu: byte %ld differs", (unsigned)bytes, (unsigned long long)sector,
-                 at);
+    return check(test, at < 0, "%u bytes at sector %llu: byte %ld differs", (unsigned)bytes,
+                 (unsigned long long)sector, at);
 }
 
 static void first_and_last_block(struct test *test)
@@ -37,7 +38,8 @@ static void first_and_last_block(struct test *test)
     write_and_read(test, 0, buf, back, bytes, 20);
     write_and_read(test, last, buf, back, bytes, 21);
     check_result(test, "reading", vblk_read(test->disk, 0, 0, back, bytes), 0);
-    check(test, last == 0 || data_differs(back, bytes, 0, 20) < 0, "writing the last block changed the first");
+    check(test, last == 0 || data_differs(back, bytes, 0, 20) < 0,
+          "writing the last block changed the first");
     free(buf);
     free(back);
 }
@@ -57,7 +59,8 @@ static void every_size(struct test *test)
     free(back);
 }
 
-/* More than one request of any device can carry: the driver parts it by size_max, seg_max and the ring's size. */
+/* More than one request of any device can carry: the driver parts it by size_max, seg_max and the ring's
+ * size. */
 static void one_large_request(struct test *test)
 {
     uint64_t sectors = 8 * MIB / VIRTIO_BLK_SECTOR_BYTES, area = scratch(test, &sectors);
@@ -82,7 +85,8 @@ static void transfer_shape(struct test *test, const struct shape *shape, uint64_
     uint8_t *start = (uint8_t *)(((uintptr_t)memory + 4095) & ~(uintptr_t)4095) + shape->first;
     for (unsigned i = 0; i < count; i++) {
         size_t left = bytes - (size_t)i * shape->piece;
-        segs[i] = (struct vblk_seg){start + (size_t)i * shape->step, left < shape->piece ? left : shape->piece};
+        segs[i] =
+            (struct vblk_seg){start + (size_t)i * shape->step, left < shape->piece ? left : shape->piece};
     }
     data_fill(flat, bytes, sector, shape->piece);
     for (unsigned i = 0; i < count; i++)
@@ -96,12 +100,13 @@ static void transfer_shape(struct test *test, const struct shape *shape, uint64_
         check(test, memcmp(segs[i].addr, flat + (size_t)i * shape->piece, segs[i].len) == 0,
               "%s: piece %u of %u differs", shape->name, i, count);
         const uint8_t *behind = (const uint8_t *)segs[i].addr + segs[i].len;
-        check(test, shape->step == shape->piece || *behind == 0xee, "%s: the byte behind piece %u was written",
-              shape->name, i);
+        check(test, shape->step == shape->piece || *behind == 0xee,
+              "%s: the byte behind piece %u was written", shape->name, i);
     }
     memset(flat, 0, bytes);
     check_result(test, "reading in one piece", vblk_read(test->disk, 0, sector, flat, bytes), 0);
-    check(test, data_differs(flat, bytes, sector, shape->piece) < 0, "%s: the disk has other data", shape->name);
+    check(test, data_differs(flat, bytes, sector, shape->piece) < 0, "%s: the disk has other data",
+          shape->name);
     free(memory);
     free(flat);
     free(segs);
@@ -117,8 +122,8 @@ static void shapes(struct test *test, const struct shape *table, unsigned count)
 static void scatter_lists(struct test *test)
 {
     static const struct shape table[] = {
-        {"pieces of 512 bytes", 0, 512, 1024},       {"pieces of a page", 0, 4096, 8192},
-        {"pieces of 1000 bytes", 0, 1000, 1003},     {"pieces of 24 bytes", 0, 24, 32},
+        {"pieces of 512 bytes", 0, 512, 1024},          {"pieces of a page", 0, 4096, 8192},
+        {"pieces of 1000 bytes", 0, 1000, 1003},        {"pieces of 24 bytes", 0, 24, 32},
         {"pieces of 65535 bytes", 0, 65535, 65536 + 7},
     };
     shapes(test, table, sizeof table / sizeof table[0]);
@@ -192,16 +197,19 @@ static void hole(struct test *test, unsigned kind)
         else
             check_result(test, "the hole", result, 0);
         check_result(test, "reading", vblk_read(test->disk, 0, area, back, bytes), 0);
-        size_t hole_at = (size_t)from * VIRTIO_BLK_SECTOR_BYTES, hole_end = (size_t)to * VIRTIO_BLK_SECTOR_BYTES;
+        size_t hole_at = (size_t)from * VIRTIO_BLK_SECTOR_BYTES,
+               hole_end = (size_t)to * VIRTIO_BLK_SECTOR_BYTES;
         check(test, memcmp(buf, back, hole_at) == 0, "data before the hole changed");
-        check(test, memcmp(buf + hole_end, back + hole_end, bytes - hole_end) == 0, "data behind the hole changed");
+        check(test, memcmp(buf + hole_end, back + hole_end, bytes - hole_end) == 0,
+              "data behind the hole changed");
         for (size_t i = hole_at; (kind == RANGE_ZEROES || kind == RANGE_ZEROES_UNMAP) && i < hole_end; i++) {
             if (!check(test, back[i] == 0, "byte %u of the hole is 0x%02x", (unsigned)(i - hole_at), back[i]))
                 break;
         }
         write_and_read(test, area, buf, back, bytes, 50 + kind); /* and the hole can be filled again */
     }
-    check_result(test, "a hole beyond the end", do_range(test, kind, test->info.capacity_sectors, unit), -VBLK_ERANGE);
+    check_result(test, "a hole beyond the end", do_range(test, kind, test->info.capacity_sectors, unit),
+                 -VBLK_ERANGE);
     free(buf);
     free(back);
 }
@@ -230,14 +238,16 @@ static void secure_erase(struct test *test)
 
 static void as_a_file(struct test *test)
 {
-    char path[] = "/dev/vda", text[] = "a line that starts and ends in the middle of a block", back[sizeof text];
+    char path[] = "/dev/vda", text[] = "a line that starts and ends in the middle of a block",
+         back[sizeof text];
     path[7] = (char)('a' + test->index);
     FILE *file = fopen(path, test->info.read_only ? "r" : "r+");
     if (!check(test, file != NULL, "fopen: %s", strerror(errno)))
         return;
     struct stat st;
     long long capacity = (long long)(test->info.capacity_sectors * VIRTIO_BLK_SECTOR_BYTES);
-    check(test, fstat(fileno(file), &st) == 0 && S_ISBLK(st.st_mode) && st.st_size == capacity, "fstat is wrong");
+    check(test, fstat(fileno(file), &st) == 0 && S_ISBLK(st.st_mode) && st.st_size == capacity,
+          "fstat is wrong");
     check(test, fseek(file, 0, SEEK_END) == 0 && ftell(file) == capacity, "its end is at %ld", ftell(file));
     check(test, fgetc(file) == EOF, "there is something behind its end");
     if (!test->info.read_only) {
@@ -253,11 +263,13 @@ static void as_a_file(struct test *test)
         check_result(test, "reading", vblk_read(test->disk, 0, area, around, bytes), 0);
         check(test, memcmp(twin, around, bytes) == 0, "writing a line changed what is around it");
         fseek(file, (long)(area * VIRTIO_BLK_SECTOR_BYTES + at), SEEK_SET);
-        check(test, fread(back, sizeof back, 1, file) == 1 && strcmp(back, text) == 0, "fread: not what was written");
+        check(test, fread(back, sizeof back, 1, file) == 1 && strcmp(back, text) == 0,
+              "fread: not what was written");
         free(around);
         free(twin);
         int fd = open(path, O_RDWR);
-        check(test, lseek(fd, -1, SEEK_END) == capacity - 1 && write(fd, "xy", 2) == 1, "writing the last byte");
+        check(test, lseek(fd, -1, SEEK_END) == capacity - 1 && write(fd, "xy", 2) == 1,
+              "writing the last byte");
         errno = 0;
         check(test, write(fd, "y", 1) == -1 && errno == ENOSPC, "writing behind it: %s", strerror(errno));
         check(test, close(fd) == 0, "close: %s", strerror(errno));
@@ -272,8 +284,8 @@ static void as_a_file(struct test *test)
 #define PATTERN_SEED 99
 #define PIECE        (256 * KIB)
 
-/* Pieces over the whole disk, the last one up to its last block; every one of them when they are few enough to stay
- * within the limit, else evenly spread. */
+/* Pieces over the whole disk, the last one up to its last block; every one of them when they are few enough
+ * to stay within the limit, else evenly spread. */
 struct pieces {
     uint64_t count, stride, last, sectors; /* sectors */
 };
@@ -325,7 +337,8 @@ static void whole_disk(struct test *test)
 static bool fill_bytes(struct test *test, uint8_t *buf, uint64_t offset, size_t bytes, int value)
 {
     memset(buf, value, bytes);
-    return check_result(test, "writing", vblk_write(test->disk, 0, offset / VIRTIO_BLK_SECTOR_BYTES, buf, bytes), 0);
+    return check_result(test, "writing",
+                        vblk_write(test->disk, 0, offset / VIRTIO_BLK_SECTOR_BYTES, buf, bytes), 0);
 }
 
 static void left_for_the_host(struct test *test)
@@ -340,11 +353,13 @@ static void left_for_the_host(struct test *test)
         fill_bytes(test, buf, k * 64 * KIB, 64 * KIB, 0x40 + (int)k);
     if (test->info.features >> VIRTIO_BLK_F_WRITE_ZEROES & 1)
         check_result(test, "write zeroes",
-                     vblk_write_zeroes(test->disk, 0, MIB / VIRTIO_BLK_SECTOR_BYTES, MIB / VIRTIO_BLK_SECTOR_BYTES, true),
+                     vblk_write_zeroes(test->disk, 0, MIB / VIRTIO_BLK_SECTOR_BYTES,
+                                       MIB / VIRTIO_BLK_SECTOR_BYTES, true),
                      0);
     else
         fill_bytes(test, buf, MIB, MIB, 0);
-    fill_bytes(test, buf, (capacity - 64 * KIB) / test->info.block_size * test->info.block_size, 64 * KIB, 0x5a);
+    fill_bytes(test, buf, (capacity - 64 * KIB) / test->info.block_size * test->info.block_size, 64 * KIB,
+               0x5a);
     int flushed = vblk_flush(test->disk, 0);
     check(test, flushed == 0 || flushed == -VBLK_ENOTSUP, "flushing: %s", disk_strerror(flushed));
     free(buf);

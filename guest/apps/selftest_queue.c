@@ -1,6 +1,6 @@
 /*
- * selftest, second group: rings and queues. The same mix of operations, checked against a copy in memory, over
- * every way to use a ring that the device allows; full rings; several queues; several CPUs.
+ * selftest, second group: rings and queues. The same mix of operations, checked against a copy in memory,
+ * over every way to use a ring that the device allows; full rings; several queues; several CPUs.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +75,8 @@ static bool settle(struct test *test, const struct operation *op, uint8_t *copy,
 {
     uint8_t *place = copy + op->first * VIRTIO_BLK_SECTOR_BYTES;
     size_t len = (size_t)op->sectors * VIRTIO_BLK_SECTOR_BYTES;
-    if (!check(test, op->completions == 1, "operation %d was completed %u times", op->request.op, op->completions))
+    if (!check(test, op->completions == 1, "operation %d was completed %u times", op->request.op,
+               op->completions))
         return false;
     if (op->request.op == VBLK_DISCARD && op->result == -VBLK_ENOTSUP)
         return true;
@@ -126,7 +127,8 @@ void mixed_operations(struct test *test, unsigned queue, unsigned count, uint64_
     for (unsigned done = 0; done < count && !test->failed; done += IN_FLIGHT) {
         for (unsigned i = 0; i < IN_FLIGHT; i++) {
             struct operation *op = &ops[i];
-            uint64_t first = random_next(&random) % slice, blocks = 1 + random_next(&random) % (slice - first);
+            uint64_t first = random_next(&random) % slice,
+                     blocks = 1 + random_next(&random) % (slice - first);
             op->first = (i * slice + first) * test->block_sectors;
             op->sectors = blocks * test->block_sectors;
             op->completions = 0;
@@ -291,8 +293,8 @@ static void several_queues(struct test *test)
     }
     for (unsigned queue = test->info.num_queues; queue-- > 0;) {
         check_result(test, "draining", vblk_drain(test->disk, queue), 0);
-        check(test, ops[queue].completions == 1 && ops[queue].result == 0, "queue %u: %u completions, %s", queue,
-              ops[queue].completions, disk_strerror(ops[queue].result));
+        check(test, ops[queue].completions == 1 && ops[queue].result == 0, "queue %u: %u completions, %s",
+              queue, ops[queue].completions, disk_strerror(ops[queue].result));
         check(test, memcmp(ops[queue].buf, ops[test->info.num_queues - 1].buf, bytes) == 0,
               "queue %u reads other data", queue);
     }

@@ -1,6 +1,6 @@
 /*
- * The command line that QEMU's -append gave: words, parted by blanks, of the form NAME=VALUE or NAME. main gets
- * them as argv; anything may look one up by name here. A leading "--" of a name is not looked at.
+ * The command line that QEMU's -append gave: words, parted by blanks, of the form NAME=VALUE or NAME. main
+ * gets them as argv; anything may look one up by name here. A leading "--" of a name is not looked at.
  */
 #ifndef RINGSIDE_GUEST_ARGUMENTS_H
 #define RINGSIDE_GUEST_ARGUMENTS_H

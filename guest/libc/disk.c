@@ -76,7 +76,8 @@ int disk_start(unsigned index, const struct vblk_config *config, struct vblk **d
         void *memory = memalign(64, bytes);
         if (!memory)
             return -VBLK_ENOMEM;
-        int result = vblk_start(&disks[index].vblk, memory, bytes, machine->transport, machine->platform, config);
+        int result =
+            vblk_start(&disks[index].vblk, memory, bytes, machine->transport, machine->platform, config);
         if (result != 0) {
             disks[index].vblk = NULL;
             free(memory);

@@ -1,6 +1,6 @@
 /*
- * The guest's disks for its programs: starting a disk with a configuration, and finding it again by number or by
- * its name as a file ("/dev/vda" is disk 0). One CPU at a time may call this.
+ * The guest's disks for its programs: starting a disk with a configuration, and finding it again by number or
+ * by its name as a file ("/dev/vda" is disk 0). One CPU at a time may call this.
  */
 #ifndef RINGSIDE_GUEST_DISK_H
 #define RINGSIDE_GUEST_DISK_H
@@ -11,9 +11,9 @@
  * event-idx=off polling. What isn't said is the driver's default. */
 void disk_default_config(struct vblk_config *config);
 
-/* Disk INDEX running with CONFIG (NULL: the default one). One that is running is stopped first if CONFIG is not
- * NULL, and its requests end with -VBLK_ENODEV. Returns 0 or the driver's error; *DISK stays valid until the next
- * disk_start or disk_stop of the same index. -VBLK_ENODEV also if there is no such disk. */
+/* Disk INDEX running with CONFIG (NULL: the default one). One that is running is stopped first if CONFIG is
+ * not NULL, and its requests end with -VBLK_ENODEV. Returns 0 or the driver's error; *DISK stays valid until
+ * the next disk_start or disk_stop of the same index. -VBLK_ENODEV also if there is no such disk. */
 int disk_start(unsigned index, const struct vblk_config *config, struct vblk **disk);
 void disk_stop(unsigned index);
 

@@ -1,6 +1,7 @@
 /*
  * A disk as a file. Whole blocks go straight between the caller's buffer and the disk; a piece of a block at
- * either end is read into a block of our own, and for a write put back (read-modify-write). Queue 0, synchronous.
+ * either end is read into a block of our own, and for a write put back (read-modify-write). Queue 0,
+ * synchronous.
  */
 #include "guest/libc/disk_file.h"
 
@@ -116,15 +117,16 @@ int disk_file_close(int fd)
     return result;
 }
 
-/* One step of a transfer: a piece of one block, or as many whole blocks as there are. Returns the bytes moved or
- * the driver's error. */
+/* One step of a transfer: a piece of one block, or as many whole blocks as there are. Returns the bytes moved
+ * or the driver's error. */
 static int64_t step(struct disk_file *f, struct vblk *vblk, uint8_t *buf, uint64_t len, bool writing)
 {
     uint64_t sector = f->offset / f->block_size * (f->block_size / VIRTIO_BLK_SECTOR_BYTES);
     uint32_t inside = (uint32_t)(f->offset % f->block_size);
     if (inside == 0 && len >= f->block_size) {
         uint64_t whole = len - len % f->block_size;
-        int result = writing ? vblk_write(vblk, 0, sector, buf, whole) : vblk_read(vblk, 0, sector, buf, whole);
+        int result =
+            writing ? vblk_write(vblk, 0, sector, buf, whole) : vblk_read(vblk, 0, sector, buf, whole);
         return result == 0 ? (int64_t)whole : result;
     }
     uint64_t piece = f->block_size - inside < len ? f->block_size - inside : len;

@@ -1,5 +1,6 @@
 /*
- * A disk as a file: "/dev/vda" read and written at any offset and length. Results and errno as POSIX has them.
+ * A disk as a file: "/dev/vda" read and written at any offset and length. Results and errno as POSIX has
+ * them.
  */
 #ifndef RINGSIDE_GUEST_DISK_FILE_H
 #define RINGSIDE_GUEST_DISK_FILE_H

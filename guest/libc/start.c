@@ -1,5 +1,6 @@
 /*
- * From the machine to main: the command line becomes argv, constructors run, and main's result is the verdict.
+ * From the machine to main: the command line becomes argv, constructors run, and main's result is the
+ * verdict.
  */
 #include "guest/libc/start.h"
 

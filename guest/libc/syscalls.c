@@ -1,5 +1,6 @@
 /*
- * The system calls that newlib asks for: the console as files 0, 1 and 2, disks as files, the clock, the heap.
+ * The system calls that newlib asks for: the console as files 0, 1 and 2, disks as files, the clock, the
+ * heap.
  *
  * newlib calls them by their plain names on x86_64 and with an underscore elsewhere; both are here.
  */
@@ -18,7 +19,7 @@
 #include "guest/libc/disk_file.h"
 #include "guest/platform/machine.h"
 
-#define TRANSFER_MAX (1u << 30) /* what fits newlib's result type on every architecture */
+#define TRANSFER_MAX             (1u << 30) /* what fits newlib's result type on every architecture */
 #define ALIAS(name, underscored) extern __typeof__(name) underscored __attribute__((alias(#name)))
 
 static bool is_console(int fd)

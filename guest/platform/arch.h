@@ -28,10 +28,10 @@ struct arch {
     uint64_t start_seconds;
 
     bool has_pci;
-    uint64_t pci_mem_start, pci_mem_end;       /* for BARs that no firmware has placed; bus addresses */
-    uint64_t pci_mem_offset;                   /* CPU address = bus address + offset */
+    uint64_t pci_mem_start, pci_mem_end; /* for BARs that no firmware has placed; bus addresses */
+    uint64_t pci_mem_offset;             /* CPU address = bus address + offset */
     uint32_t pci_io_start, pci_io_end;
-    uint64_t pci_io_base;                      /* where the I/O window is for the CPU; 0: port instructions */
+    uint64_t pci_io_base; /* where the I/O window is for the CPU; 0: port instructions */
 
     unsigned num_mmio;
     struct arch_mmio mmio[ARCH_MMIO_MAX];
@@ -56,7 +56,8 @@ void arch_pci_write(unsigned bdf, unsigned offset, unsigned width, uint32_t valu
 uint32_t arch_io_read(uint32_t port, unsigned width);
 void arch_io_write(uint32_t port, unsigned width, uint32_t value);
 
-/* A message that interrupts CPU, fresh for each call. -1: this machine takes no message-signalled interrupts. */
+/* A message that interrupts CPU, fresh for each call. -1: this machine takes no message-signalled interrupts.
+ */
 int arch_msi_message(unsigned bdf, unsigned cpu, uint64_t *addr, uint32_t *data);
 /* Lets an interrupt line end arch_wait. -1: can't. The line of a PCI function's INTx pin: -1 if not known. */
 int arch_irq_enable(unsigned irq);

@@ -23,7 +23,7 @@ _Noreturn void guest_start(void);
  * if there is none now. */
 void machine_console_write(const char *text, size_t len);
 int machine_console_read(void);
-void machine_print(const char *text);                    /* no libc needed: usable in a trap */
+void machine_print(const char *text);                     /* no libc needed: usable in a trap */
 void machine_print_hex(const char *name, uint64_t value); /* " name=0x..." */
 
 /* Nanoseconds since start; never goes back; the same clock on every CPU. */
@@ -53,8 +53,8 @@ struct machine_disk {
 
 unsigned machine_disk_count(void);
 const struct machine_disk *machine_disk(unsigned index);
-/* FUNCTION is called after each wait of that disk whose interrupt is a line that must be acknowledged (INTx, MMIO):
- * vblk_interrupt. Not called from an interrupt. */
+/* FUNCTION is called after each wait of that disk whose interrupt is a line that must be acknowledged (INTx,
+ * MMIO): vblk_interrupt. Not called from an interrupt. */
 void machine_on_wake(unsigned index, void (*function)(void *opaque), void *opaque);
 
 /* Interrupts taken since start, by any CPU: tests and `bench` count them. */

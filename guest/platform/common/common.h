@@ -12,7 +12,8 @@
 #include "guest/platform/arch.h"
 #include "guest/platform/machine.h"
 
-/* A function found on the PCI buses, with its addresses in place and decoding on. `access` is for the driver. */
+/* A function found on the PCI buses, with its addresses in place and decoding on. `access` is for the driver.
+ */
 struct pci_function {
     struct vtr_pci_access access;
     unsigned bdf;
@@ -24,12 +25,12 @@ struct pci_function {
     } bar[6];
 };
 
-/* Walks all buses and calls FOUND, once, for each function whose identifiers MATCH wants (PCI_FUNCTIONS_MAX of
- * them at most); the structure stays. */
+/* Walks all buses and calls FOUND, once, for each function whose identifiers MATCH wants (PCI_FUNCTIONS_MAX
+ * of them at most); the structure stays. */
 #define PCI_FUNCTIONS_MAX 16
 void pci_scan(bool (*match)(uint16_t vendor, uint16_t device), void (*found)(struct pci_function *function));
-/* Fills the MSI-X table with messages, at most MAX, and enables it: entry 0 to CPU 0, entry n to CPU n - 1 and so
- * on round. Returns how many; 0 if the function or the machine has none. */
+/* Fills the MSI-X table with messages, at most MAX, and enables it: entry 0 to CPU 0, entry n to CPU n - 1
+ * and so on round. Returns how many; 0 if the function or the machine has none. */
 unsigned pci_enable_msix(struct pci_function *function, unsigned max);
 
 /* Memory for driver and device: pages out of a part of the RAM set aside. */

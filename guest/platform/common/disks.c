@@ -1,7 +1,7 @@
 /*
- * Finds the virtio block devices and makes a transport for each: modern PCI, transitional PCI through its legacy
- * registers, MMIO. Supplies the driver's platform functions; all disks share them but for their context, which
- * says how the disk's interrupts arrive.
+ * Finds the virtio block devices and makes a transport for each: modern PCI, transitional PCI through its
+ * legacy registers, MMIO. Supplies the driver's platform functions; all disks share them but for their
+ * context, which says how the disk's interrupts arrive.
  */
 #include "guest/driver/vtr_mmio.h"
 #include "guest/platform/common/common.h"
@@ -21,8 +21,8 @@ struct disk {
             struct vtr_mmio_access mmio_access;
         };
     };
-    bool messages;  /* MSI-X: nothing to acknowledge */
-    bool interrupt; /* an interrupt of some kind ends arch_wait; without, waiting is polling */
+    unsigned vectors; /* MSI-X messages: nothing to acknowledge. 0: a line */
+    bool interrupt;   /* an interrupt of some kind ends arch_wait; without, waiting is polling */
     void (*on_wake)(void *opaque);
     void *on_wake_opaque;
 };
@@ -61,6 +61,12 @@ static uint64_t now_ns(void *ctx)
     return arch_now_ns();
 }
 
+/* Where the queue's interrupt arrives: lines at CPU 0, messages as pci_enable_msix has sent them. */
+static unsigned interrupted_cpu(const struct disk *disk, unsigned queue)
+{
+    return disk->vectors < 2 ? 0 : queue % (disk->vectors - 1) % arch_num_cpus();
+}
+
 static void wait(void *ctx, unsigned queue, uint64_t deadline_ns)
 {
     struct disk *disk = ctx;
@@ -68,8 +74,12 @@ static void wait(void *ctx, unsigned queue, uint64_t deadline_ns)
         machine_relax();
         return;
     }
+    if (interrupted_cpu(disk, queue) != arch_this_cpu()) {
+        uint64_t soon = arch_now_ns() + 100000; /* it won't wake us: look again */
+        deadline_ns = soon < deadline_ns ? soon : deadline_ns;
+    }
     arch_wait(deadline_ns);
-    if (!disk->messages && disk->on_wake)
+    if (!disk->vectors && disk->on_wake)
         disk->on_wake(disk->on_wake_opaque); /* acknowledges, or the line would stay up */
 }
 
@@ -130,8 +140,8 @@ static void found_pci(struct pci_function *f)
     append_hex(where, "", f->bdf >> 8, 2);
     append_hex(where, ":", f->bdf >> 3 & 31, 2);
     append_hex(where, ".", f->bdf & 7, 1);
-    unsigned vectors = pci_enable_msix(f, 1 + VTR_PCI_QUEUES_MAX);
-    disk->messages = disk->interrupt = vectors > 0;
+    unsigned vectors = disk->vectors = pci_enable_msix(f, 1 + VTR_PCI_QUEUES_MAX);
+    disk->interrupt = vectors > 0;
     if (!vectors) {
         int irq = arch_pci_irq(f->bdf);
         disk->interrupt = irq >= 0 && arch_irq_enable((unsigned)irq) == 0;

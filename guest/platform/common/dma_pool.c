@@ -1,6 +1,6 @@
 /*
- * Pages that driver and device share: one byte of bookkeeping a page over a few MiB, first fit. All RAM here is
- * identity-mapped, cacheable and coherent for the devices, so a pointer is an address.
+ * Pages that driver and device share: one byte of bookkeeping a page over a few MiB, first fit. All RAM here
+ * is identity-mapped, cacheable and coherent for the devices, so a pointer is an address.
  */
 #include "guest/platform/common/common.h"
 

@@ -1,9 +1,10 @@
 /*
  * PCI: walking the buses, giving addresses to what firmware left without, MSI-X.
  *
- * Where firmware ran, its bus numbers and addresses are kept. Where none ran (aarch64 virt, x86 under qboot) all
- * BARs read as zero, and each gets an address from the machine's window, 64-bit BARs from the 32-bit window too,
- * so that one rule serves every machine. Bridges are entered only if firmware numbered the bus behind them.
+ * Where firmware ran, its bus numbers and addresses are kept. Where none ran (aarch64 virt, x86 under qboot)
+ * all BARs read as zero, and each gets an address from the machine's window, 64-bit BARs from the 32-bit
+ * window too, so that one rule serves every machine. Bridges are entered only if firmware numbered the bus
+ * behind them.
  */
 #include "guest/platform/common/common.h"
 
@@ -156,10 +157,11 @@ static void visit(const struct walk *walk, unsigned bdf)
     if (!walk->match((uint16_t)id, (uint16_t)(id >> 16)) || num_functions == PCI_FUNCTIONS_MAX)
         return;
     struct pci_function *f = &functions[num_functions++];
-    *f = (struct pci_function){.access = {f, config_read, config_write, bar_bytes, bar_map, bar_read, bar_write},
-                               .bdf = bdf,
-                               .vendor = (uint16_t)id,
-                               .device = (uint16_t)(id >> 16)};
+    *f = (struct pci_function){
+        .access = {f, config_read, config_write, bar_bytes, bar_map, bar_read, bar_write},
+        .bdf = bdf,
+        .vendor = (uint16_t)id,
+        .device = (uint16_t)(id >> 16)};
     set_up_bars(f);
     walk->found(f);
 }

@@ -183,8 +183,8 @@ unsigned arch_num_cpus(void)
     static unsigned count;
     if (count)
         return count;
-    /* CPUID leaf 1 counts this package's logical CPUs; leaf 0xb the same with more than one level. Only a start
-     * tells the truth, so this is an upper bound, from the command line's cpus=N if it is there. */
+    /* CPUID leaf 1 counts this package's logical CPUs; leaf 0xb the same with more than one level. Only a
+     * start tells the truth, so this is an upper bound, from the command line's cpus=N if it is there. */
     const char *text = strstr(arch.command_line, "cpus=");
     count = text && text[5] >= '1' && text[5] <= '8' ? (unsigned)(text[5] - '0') : 1;
     return count;

@@ -1,6 +1,6 @@
 /*
- * Time: the TSC, and the local APIC's timer, both measured once against the interval timer (8254), which every
- * PC has at a known rate. The real-time clock says what day it is.
+ * Time: the TSC, and the local APIC's timer, both measured once against the interval timer (8254), which
+ * every PC has at a known rate. The real-time clock says what day it is.
  */
 #include "guest/platform/machine.h"
 #include "guest/platform/x86_64/x86.h"
@@ -62,7 +62,8 @@ static uint64_t rtc_seconds(void)
         return 0;
     /* Days since 1970, counting years from March so that the leap day is a year's last. */
     uint64_t year = 2000 + v[5] - (v[4] <= 2), month = (v[4] + 9) % 12;
-    uint64_t days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + v[3] - 1 - 719468;
+    uint64_t days =
+        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + v[3] - 1 - 719468;
     return ((days * 24 + v[2]) * 60 + v[1]) * 60 + v[0];
 }
 

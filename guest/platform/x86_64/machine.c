@@ -3,8 +3,8 @@
  * 0xcf8/0xcfc (enough for virtio, whose capabilities are in the first 256 bytes), and the end through QEMU's
  * isa-debug-exit.
  *
- * Serves QEMU's q35, pc and microvm. microvm tells its virtio-mmio devices on the command line, in Linux's words:
- * virtio_mmio.device=SIZE@ADDRESS:IRQ.
+ * Serves QEMU's q35, pc and microvm. microvm tells its virtio-mmio devices on the command line, in Linux's
+ * words: virtio_mmio.device=SIZE@ADDRESS:IRQ.
  */
 #include "guest/platform/machine.h"
 #include "guest/platform/x86_64/x86.h"
@@ -103,12 +103,12 @@ void arch_exit(int verdict)
 
 /* ---- device registers ---- */
 
-#define PAGE_TABLE      0x3ull
-#define PAGE_LARGE      0x80ull
-#define PAGE_UNCACHED   0x18ull
-#define PAGE_ADDR       0x000ffffffffff000ull
-#define LARGE_BYTES     0x200000ull
-#define SPARE_TABLES    16
+#define PAGE_TABLE    0x3ull
+#define PAGE_LARGE    0x80ull
+#define PAGE_UNCACHED 0x18ull
+#define PAGE_ADDR     0x000ffffffffff000ull
+#define LARGE_BYTES   0x200000ull
+#define SPARE_TABLES  16
 
 static uint64_t *next_table(uint64_t *table, unsigned index)
 {
@@ -190,8 +190,9 @@ void arch_io_write(uint32_t port, unsigned width, uint32_t value)
     }
 }
 
-/* Which I/O APIC input a function's INTx pin reaches. q35 (its LPC bridge is 00:1f.0): devices 0 to 24 share four
- * inputs by device and pin, behind PIRQE to PIRQH. pc: firmware has chosen and left it in the line register. */
+/* Which I/O APIC input a function's INTx pin reaches. q35 (its LPC bridge is 00:1f.0): devices 0 to 24 share
+ * four inputs by device and pin, behind PIRQE to PIRQH. pc: firmware has chosen and left it in the line
+ * register. */
 int arch_pci_irq(unsigned bdf)
 {
     unsigned pin = arch_pci_read(bdf, 0x3d, 1), line = arch_pci_read(bdf, 0x3c, 1), slot = bdf >> 3 & 31;

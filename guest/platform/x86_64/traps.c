@@ -1,6 +1,7 @@
 /*
- * Exceptions and interrupts. An exception is the end: it is printed so that a person can find the place, and the
- * machine exits with verdict 3. An interrupt is acknowledged and counted; whoever waited looks for himself.
+ * Exceptions and interrupts. An exception is the end: it is printed so that a person can find the place, and
+ * the machine exits with verdict 3. An interrupt is acknowledged and counted; whoever waited looks for
+ * himself.
  *
  * Compiled without SSE (guest.mk), since the entry code does not save those registers.
  */

@@ -56,8 +56,8 @@ struct x86_trap_frame {
 void x86_traps_init(unsigned cpu);
 void x86_trap(struct x86_trap_frame *frame);
 
-void x86_apic_init(void);            /* CPU 0: before the clock */
-void x86_apic_init_cpu(void);        /* every CPU */
+void x86_apic_init(void);     /* CPU 0: before the clock */
+void x86_apic_init_cpu(void); /* every CPU */
 void x86_apic_eoi(void);
 unsigned x86_apic_id(void);
 void x86_apic_timer_start(uint32_t ticks);
