@@ -105,8 +105,13 @@ int rig_open(struct rig *rig, const struct settings *settings, size_t arena_byte
         .queue_size = (unsigned)settings->queue_size,
         .indirect_segs = (unsigned)settings->indirect_segs,
     };
+    int code = rig_open_device(rig, settings, err);
     struct hosted_options hosted = {
-        .regions = (unsigned)settings->regions,
+        /* Some back ends can't take an indirect table that is full when one of its buffers crosses a border.
+         */
+        .regions = settings->regions ? (unsigned)settings->regions
+                   : rig->own        ? 2
+                                     : 1,
         .copy_always = settings->copy,
         .log = driver_log,
     };
@@ -117,7 +122,6 @@ int rig_open(struct rig *rig, const struct settings *settings, size_t arena_byte
         .inflight = settings->inflight,
         .reconnect = settings->reconnect,
     };
-    int code = rig_open_device(rig, settings, err);
 
     if (code < 0)
         return code;
