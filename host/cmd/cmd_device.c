@@ -94,6 +94,29 @@ static int set_audit(void *values, const char *value, struct error *err)
     return 0;
 }
 
+static int set_throttle(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    int ret = throttle_parse(value, &o->throttle, err);
+    return ret < 0 ? error_prefix(err, -EINVAL, "--throttle=%s", value) : 0;
+}
+
+/* COUNT,MICROSECONDS */
+static int set_coalesce(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    char first[24];
+    uint64_t count, us;
+    size_t len = strcspn(value, ",");
+    snprintf(first, sizeof first, "%.*s", (int)len, value);
+    if (len >= sizeof first || !value[len] || cmd_parse_count(first, &count) < 0 ||
+        cmd_parse_count(value + len + 1, &us) < 0 || count > VIRTQUEUE_MAX_SIZE || us > 1000000)
+        return error_set(err, -EINVAL, "--coalesce=%s: not COUNT,MICROSECONDS (8,50 say)", value);
+    o->device.coalesce_count = (unsigned)count;
+    o->device.coalesce_ns = us * 1000;
+    return 0;
+}
+
 static int set_policy(enum virtio_blk_policy *to, const char *name, const char *value, bool write,
                       struct error *err)
 {
@@ -142,8 +165,12 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"detect-zeroes", "MODE", "off (default), on (zeroes are stored as such) or unmap (and may be deallocated)", CMD_CHOICE, AT(open.detect_zeroes), .choices = detect_zeroes_names},
     {"rerror", "POLICY", "when a read fails: report (default), ignore or stop (park it until `resume` on the control socket)", CMD_CALL, .set = set_rerror},
     {"werror", "POLICY", "when a write fails: report (default), ignore, stop, or enospc (stop when space is short, else report)", CMD_CALL, .set = set_werror},
+    {"throttle", "LIST", "limits: iops=N,bps=N, each also -read, -write, -max (rate of bursts) and -max-length (seconds of them)", CMD_CALL, .set = set_throttle},
+    {"coalesce", "N,US", "put an interrupt off until N completions wait for it or US microseconds have gone by", CMD_CALL, .set = set_coalesce},
     {"backing", "POLICY", "which backing and data files an image may name: deny, same-dir (default) or a directory", CMD_CALL, .set = set_backing},
     {"audit", "[=FILE]", "judge the driver: a line for each rule of the virtio specification that it breaks, to FILE or stderr", CMD_CALL, .set = set_audit},
+    {"log-writes", "FILE", "record every write and flush of the image file, for crash tests", CMD_STRING, AT(open.log_writes)},
+    {"inject", "SPEC", "make requests to the image file fail, be short or late: OP[,KEY=VALUE]...[;...]", CMD_STRING, AT(open.inject)},
     {"lock", "on|off", "lock the image as QEMU does, so that two writers exclude each other (default on)", CMD_ON_OFF, AT(lock)},
     {0}
 };
@@ -203,7 +230,9 @@ static void audit_line(void *opaque, const char *line)
         log_message("audit: %s", line);
 }
 
-struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err)
+struct cmd_device *cmd_device_start(const struct cmd_device_options *options,
+                                    int (*confine)(void *opaque, struct error *err), void *opaque,
+                                    struct error *err)
 {
     struct cmd_device *d = calloc(1, sizeof *d);
     if (!d) {
@@ -222,12 +251,15 @@ struct cmd_device *cmd_device_start(const struct cmd_device_options *options, st
     d->blk = blk_open(options->blk_file ? options->blk_file : "", &d->options.open, err);
     if (!d->blk)
         goto fail;
+    blk_set_throttle(d->blk, &options->throttle);
     if (options->audit) {
         d->options.device.audit = audit_line;
         d->options.device.audit_opaque = d;
     }
     d->virtio_blk = virtio_blk_create(d->blk, &d->options.device, err);
     if (!d->virtio_blk)
+        goto fail;
+    if (confine && confine(opaque, err) < 0)
         goto fail;
     for (; d->queue_loop_count < options->iothreads; d->queue_loop_count++) {
         char name[24];

@@ -25,6 +25,7 @@ struct cmd_device_options {
     unsigned iothreads;
     uint64_t poll_max_ns;
     unsigned ignore_discard; /* 0: unmap, 1: ignore */
+    struct throttle_config throttle;
     bool audit;
     const char *audit_file; /* NULL: stderr */
 };
@@ -48,8 +49,11 @@ struct cmd_device {
     int audit_fd;
 };
 
-/* Opens the image, makes device and iothreads. NULL with ERR. */
-struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err);
+/* Opens the image, makes device and iothreads. CONFINE, if not NULL, is called in between, when every file is
+ * open and no iothread is there yet; an error of it is this one's. NULL with ERR. */
+struct cmd_device *cmd_device_start(const struct cmd_device_options *options,
+                                    int (*confine)(void *opaque, struct error *err), void *opaque,
+                                    struct error *err);
 
 /* Nothing uses the device any more: everything is flushed and closed. 0, or the first error of that with ERR.
  * NULL is fine. */
