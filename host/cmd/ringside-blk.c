@@ -13,13 +13,16 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "host/cmd/blk_sandbox.h"
 #include "host/cmd/cmd_device.h"
+#include "host/cmd/cmd_trace.h"
 #include "host/vhost_user/server.h"
 
 struct program_options {
     const char *socket_path;
     unsigned fd;
-    bool fd_given, once;
+    bool fd_given, once, sandbox;
+    const char *trace;
     bool print_capabilities, help, version;
 };
 
@@ -29,6 +32,7 @@ struct program {
     struct loop *loop;
     struct loop_fd signals;
     struct cmd_device *device;
+    struct cmd_trace *trace;
     struct vhost_user_server *server;
 };
 
@@ -50,6 +54,8 @@ static const struct cmd_option program_option_rows[] = {
     {"socket-path", "PATH", "where front ends connect: a Unix socket, made here", CMD_STRING, AT(socket_path)},
     {"fd", "N", "or: an open socket, listening or connected", CMD_CALL, .set = set_fd},
     {"once", NULL, "end when the first front end has left (default: wait for the next)", CMD_FLAG, AT(once)},
+    {"trace", "FILE", "record what happens to every request, a line a step", CMD_STRING, AT(trace)},
+    {"sandbox", "on|off", "give up what is not needed before the first byte of a front end is read (default on)", CMD_ON_OFF, AT(sandbox)},
     {"print-capabilities", NULL, "say in JSON what this back end can do", CMD_FLAG, AT(print_capabilities)},
     {"help", NULL, "say this", CMD_FLAG, AT(help)},
     {"version", NULL, "say the version", CMD_FLAG, AT(version)},
@@ -86,6 +92,7 @@ static int parse_command_line(struct program *p, int argc, char **argv)
             return CMD_EXIT_OK;
         }
     }
+    p->options.sandbox = true;
     cmd_device_options_init(&p->device_options);
     if (cmd_options_parse(argc, argv, tables, &first, &err) < 0)
         return usage_error(&err);
@@ -148,14 +155,29 @@ static int catch_signals(struct program *p, struct error *err)
     return 0;
 }
 
+/* Between opening the image and starting the iothreads. */
+static int confine(void *opaque, struct error *err)
+{
+    struct program *p = opaque;
+    const char *const socket_paths[] = {p->options.socket_path, NULL};
+    return p->options.sandbox ? sandbox_files(socket_paths, err) : 0;
+}
+
 static int serve(struct program *p, struct error *err)
 {
     int ret = catch_signals(p, err);
     if (ret < 0)
         return ret;
-    p->device = cmd_device_start(&p->device_options, err);
+    if (p->options.trace) {
+        p->trace = cmd_trace_open(p->options.trace, err);
+        if (!p->trace)
+            return -EIO;
+    }
+    p->device = cmd_device_start(&p->device_options, confine, p, err);
     if (!p->device)
         return -EIO;
+    if (p->trace)
+        cmd_trace_record(p->trace, true);
     struct vhost_user_server_options options = {
         .device = p->device->virtio_blk,
         .num_queues = p->device_options.device.num_queues,
@@ -173,6 +195,12 @@ static int serve(struct program *p, struct error *err)
     ret = loop_fd_add(p->loop, &p->signals);
     if (ret < 0)
         return error_set(err, ret, "cannot wait for signals: %s", strerror(-ret));
+    /* The server reads nothing before the loop runs. */
+    if (p->options.sandbox) {
+        ret = sandbox_calls(err);
+        if (ret < 0)
+            return ret;
+    }
     loop_run(p->loop);
     loop_fd_remove(&p->signals);
     return 0;
@@ -197,9 +225,12 @@ int main(int argc, char **argv)
     int closed = cmd_device_stop(p->device, &err);
     if (closed < 0)
         log_message("%s", err.text);
+    int traced = cmd_trace_close(p->trace, &err);
+    if (traced < 0)
+        log_message("%s", err.text);
     if (p->signals.fd >= 0)
         close(p->signals.fd);
     if (p->loop)
         loop_destroy(p->loop);
-    return ret < 0 || closed < 0 ? CMD_EXIT_FAILED : CMD_EXIT_OK;
+    return ret < 0 || closed < 0 || traced < 0 ? CMD_EXIT_FAILED : CMD_EXIT_OK;
 }

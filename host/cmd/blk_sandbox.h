@@ -1,0 +1,21 @@
+/*
+ * What ringside-blk gives up before it reads the first byte of a peer: new privileges, the file system, and
+ * every system call that serving a disk does not need.
+ *
+ * The agreed rule for files: none is opened after this. What is open stays usable; sockets named here may be
+ * made and removed.
+ */
+#ifndef RINGSIDE_BLK_SANDBOX_H
+#define RINGSIDE_BLK_SANDBOX_H
+
+#include "host/runtime/error.h"
+
+/* No new privileges, and landlock where the kernel has it: of the file system only the directories of
+ * SOCKET_PATHS (NULL-terminated) are left, to make and remove sockets in. Holds for the calling thread and
+ * those that it starts. Before the iothreads are made. 0 or a negative errno with ERR. */
+int sandbox_files(const char *const *socket_paths, struct error *err);
+
+/* The filter of system calls, for all threads. When everything is set up. 0 or a negative errno with ERR. */
+int sandbox_calls(struct error *err);
+
+#endif
