@@ -230,9 +230,7 @@ static void audit_line(void *opaque, const char *line)
         log_message("audit: %s", line);
 }
 
-struct cmd_device *cmd_device_start(const struct cmd_device_options *options,
-                                    int (*confine)(void *opaque, struct error *err), void *opaque,
-                                    struct error *err)
+struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err)
 {
     struct cmd_device *d = calloc(1, sizeof *d);
     if (!d) {
@@ -259,7 +257,7 @@ struct cmd_device *cmd_device_start(const struct cmd_device_options *options,
     d->virtio_blk = virtio_blk_create(d->blk, &d->options.device, err);
     if (!d->virtio_blk)
         goto fail;
-    if (confine && confine(opaque, err) < 0)
+    if (options->confine && options->confine(options->confine_opaque, err) < 0)
         goto fail;
     for (; d->queue_loop_count < options->iothreads; d->queue_loop_count++) {
         char name[24];

@@ -28,6 +28,10 @@ struct cmd_device_options {
     struct throttle_config throttle;
     bool audit;
     const char *audit_file; /* NULL: stderr */
+    /* Called by cmd_device_start when every file is open and no iothread is there yet; an error of it is that
+     * one's. NULL: nothing to do. */
+    int (*confine)(void *opaque, struct error *err);
+    void *confine_opaque;
 };
 
 void cmd_device_options_init(struct cmd_device_options *options);
@@ -49,11 +53,8 @@ struct cmd_device {
     int audit_fd;
 };
 
-/* Opens the image, makes device and iothreads. CONFINE, if not NULL, is called in between, when every file is
- * open and no iothread is there yet; an error of it is this one's. NULL with ERR. */
-struct cmd_device *cmd_device_start(const struct cmd_device_options *options,
-                                    int (*confine)(void *opaque, struct error *err), void *opaque,
-                                    struct error *err);
+/* Opens the image, makes device and iothreads. NULL with ERR. */
+struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err);
 
 /* Nothing uses the device any more: everything is flushed and closed. 0, or the first error of that with ERR.
  * NULL is fine. */

@@ -173,7 +173,9 @@ static int serve(struct program *p, struct error *err)
         if (!p->trace)
             return -EIO;
     }
-    p->device = cmd_device_start(&p->device_options, confine, p, err);
+    p->device_options.confine = confine;
+    p->device_options.confine_opaque = p;
+    p->device = cmd_device_start(&p->device_options, err);
     if (!p->device)
         return -EIO;
     if (p->trace)
