@@ -126,6 +126,7 @@ int command_conform(const struct settings *settings)
     struct error err = {""};
     struct rig rig;
     struct conform c = {.path = NULL};
+    struct settings with_image = *settings;
     struct tally tally = {.rows = json_array(), .quiet = settings->json};
 
     if (settings->list) {
@@ -133,7 +134,9 @@ int command_conform(const struct settings *settings)
         json_decref(tally.rows);
         return 0;
     }
-    if (rig_open_device(&rig, settings, &err) < 0) {
+    with_image.scratch_image = true;
+    with_image.queues = 2;
+    if (rig_open_device(&rig, &with_image, &err) < 0) {
         log_message("%s", err.text);
         json_decref(tally.rows);
         return 1;

@@ -2,6 +2,7 @@
 #include "tests/harness/own_device.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
@@ -19,7 +20,8 @@ struct own_device {
     sem_t ready;
     struct error error;
     int code;
-    char directory[64], socket[96];
+    char directory[64], socket[96], scratch[96];
+    bool has_scratch;
 
     struct loop *loop;
     struct loop_bh stop;
@@ -47,13 +49,33 @@ void own_device_help(FILE *out)
     cmd_options_help(out, tables);
 }
 
-/* A null image unless one is named; as many queues, and as long ones, as the driver wants. */
-static int options_fill(struct cmd_device_options *options, const struct settings *settings,
-                        struct error *err)
+static int option_set(struct cmd_device_options *options, const char *text, struct error *err)
 {
     struct cmd_option_table table = {cmd_device_option_rows, options};
+    const char *equals = strchr(text, '=');
     char name[64];
+    int code;
 
+    snprintf(name, sizeof(name), "%.*s", equals ? (int)(equals - text) : (int)strlen(text), text);
+    code = cmd_option_set(&table, name, equals ? equals + 1 : NULL, err);
+    return code <= 0 ? code : error_set(err, -EINVAL, "--%s: no such option", name);
+}
+
+int own_device_check_option(const char *text, struct error *err)
+{
+    struct cmd_device_options options;
+
+    cmd_device_options_init(&options);
+    return option_set(&options, text, err);
+}
+
+#define SCRATCH_BYTES (256u << 20)
+
+/* An image unless one is named: null, or a sparse file where the content matters. As many queues, and as long
+ * ones, as the driver wants. */
+static int options_fill(struct cmd_device_options *options, const struct settings *settings,
+                        const char *scratch, struct error *err)
+{
     cmd_device_options_init(options);
     if (settings->queues)
         options->device.num_queues = (unsigned)settings->queues;
@@ -61,16 +83,17 @@ static int options_fill(struct cmd_device_options *options, const struct setting
         options->device.queue_size_max = (unsigned)settings->queue_size;
     strcpy(options->device.serial, "ringside");
     for (unsigned i = 0; i < settings->device_option_count; i++) {
-        const char *text = settings->device_options[i], *equals = strchr(text, '=');
-        int code;
+        int code = option_set(options, settings->device_options[i], err);
 
-        snprintf(name, sizeof(name), "%.*s", equals ? (int)(equals - text) : (int)strlen(text), text);
-        code = cmd_option_set(&table, name, equals ? equals + 1 : NULL, err);
-        if (code != 0)
-            return code < 0 ? code : error_set(err, -EINVAL, "--%s: no such option", name);
+        if (code < 0)
+            return code;
     }
-    if (!options->blk_file && !options->open.format)
+    if (!options->blk_file && !options->open.format && settings->scratch_image) {
+        options->blk_file = scratch;
+        options->open.format = "raw";
+    } else if (!options->blk_file && !options->open.format) {
         options->open.format = "null";
+    }
     if (options->open.format && strcmp(options->open.format, "null") == 0 && !options->size)
         options->size = 1ull << 30;
     return cmd_device_options_check(options, err);
@@ -103,6 +126,7 @@ static int socket_directory(struct own_device *device, struct error *err)
         return error_set(err, -errno, "%s: cannot make a directory for the socket: %s", base,
                          strerror(errno));
     snprintf(device->socket, sizeof(device->socket), "%s/device", device->directory);
+    snprintf(device->scratch, sizeof(device->scratch), "%s/disk", device->directory);
     return 0;
 }
 
@@ -115,8 +139,6 @@ static int device_open(struct own_device *device, struct error *err)
         return -ENOMEM;
     device->device = cmd_device_start(&device->options, err);
     if (!device->device)
-        return -EIO;
-    if (socket_directory(device, err) < 0)
         return -EIO;
     server = (struct vhost_user_server_options){
         .device = device->device->virtio_blk,
@@ -147,10 +169,6 @@ static void device_close(struct own_device *device)
     }
     if (device->loop)
         loop_destroy(device->loop);
-    if (device->directory[0]) {
-        unlink(device->socket);
-        rmdir(device->directory);
-    }
 }
 
 static void *device_thread(void *opaque)
@@ -168,21 +186,53 @@ static void *device_thread(void *opaque)
     return NULL;
 }
 
+static void directory_remove(struct own_device *device)
+{
+    if (!device->directory[0])
+        return;
+    unlink(device->socket);
+    if (device->has_scratch)
+        unlink(device->scratch);
+    rmdir(device->directory);
+}
+
+static int scratch_make(struct own_device *device, struct error *err)
+{
+    int fd, code = 0;
+
+    if (device->options.blk_file != device->scratch)
+        return 0;
+    fd = open(device->scratch, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, SCRATCH_BYTES) < 0)
+        code = error_set(err, -errno, "%s: cannot make an image: %s", device->scratch, strerror(errno));
+    device->has_scratch = fd >= 0;
+    if (fd >= 0)
+        close(fd);
+    return code;
+}
+
+static void device_free(struct own_device *device)
+{
+    directory_remove(device);
+    sem_destroy(&device->ready);
+    free(device);
+}
+
 struct own_device *own_device_start(const struct settings *settings, struct error *err)
 {
     struct own_device *device = calloc(1, sizeof(*device));
 
     if (!device)
         return NULL;
-    if (options_fill(&device->options, settings, err) < 0) {
-        free(device);
+    sem_init(&device->ready, 0, 0);
+    if (socket_directory(device, err) < 0 ||
+        options_fill(&device->options, settings, device->scratch, err) < 0 || scratch_make(device, err) < 0) {
+        device_free(device);
         return NULL;
     }
-    sem_init(&device->ready, 0, 0);
     if (pthread_create(&device->thread, NULL, device_thread, device) != 0) {
         error_set(err, -EAGAIN, "cannot start the device's thread");
-        sem_destroy(&device->ready);
-        free(device);
+        device_free(device);
         return NULL;
     }
     while (sem_wait(&device->ready) < 0)
@@ -190,8 +240,7 @@ struct own_device *own_device_start(const struct settings *settings, struct erro
     if (device->code < 0) {
         *err = device->error;
         pthread_join(device->thread, NULL);
-        sem_destroy(&device->ready);
-        free(device);
+        device_free(device);
         return NULL;
     }
     return device;
@@ -223,7 +272,6 @@ int own_device_stop(struct own_device *device)
     code = device->code;
     if (code < 0)
         log_message("%s", device->error.text);
-    sem_destroy(&device->ready);
-    free(device);
+    device_free(device);
     return code;
 }

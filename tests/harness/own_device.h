@@ -17,6 +17,8 @@ struct own_device;
 /* Is NAME (LENGTH bytes) an option of the device, and does it take a value? */
 bool own_device_has_option(const char *name, size_t length, bool *wants_value);
 void own_device_help(FILE *out);
+/* "NAME=VALUE" or "NAME": 0, or -EINVAL with a sentence. */
+int own_device_check_option(const char *text, struct error *err);
 
 /* Starts it with settings->device_options and as many queues as the driver wants. NULL with ERR set. */
 struct own_device *own_device_start(const struct settings *settings, struct error *err);

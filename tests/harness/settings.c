@@ -179,9 +179,15 @@ static int usage(const char *command, const char *text, const char *argument)
 
 static int device_option(struct settings *settings, const char *command, const char *word)
 {
+    struct error err = {""};
+
     if (settings->device_option_count ==
         sizeof(settings->device_options) / sizeof(settings->device_options[0]))
         return usage(command, "too many options of the device", word);
+    if (own_device_check_option(word + 2, &err) < 0) {
+        log_message("%s (see `ringside %s --help`)", err.text, command);
+        return 2;
+    }
     settings->device_options[settings->device_option_count++] = word + 2;
     return 0;
 }

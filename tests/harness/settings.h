@@ -36,6 +36,7 @@ struct settings {
     uint64_t device_pid;            /* whose CPU time counts, 0: found out from the socket */
     const char *device_options[64]; /* NAME=VALUE, handed to our own device */
     unsigned device_option_count;
+    bool scratch_image; /* our own device, given no image, gets an empty one that remembers what is written */
 
     /* driver */
     unsigned ring; /* enum ring_kind */

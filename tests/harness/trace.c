@@ -171,7 +171,7 @@ static int run_one(struct rig *rig, const struct kind *kind, uint8_t *buf, json_
 static void print_text(const json_t *one)
 {
     const json_t *records = json_object_get(one, "records");
-    json_int_t before = 0;
+    json_int_t before = 0, step_before = 0;
 
     printf("%s, sector %lld: %s\n", json_string_value(json_object_get(one, "title")),
            (long long)json_integer_value(json_object_get(one, "sector")),
@@ -180,14 +180,18 @@ static void print_text(const json_t *one)
     for (size_t i = 0; i < json_array_size(records); i++) {
         const json_t *r = json_array_get(records, i);
         json_int_t ns = json_integer_value(json_object_get(r, "ns"));
+        json_int_t step = json_integer_value(json_object_get(r, "step"));
         bool again = json_is_true(json_object_get(r, "again"));
 
         printf("  %3lld%c  %8.1f %8.1f  %-24s %-13s %s\n",
                (long long)json_integer_value(json_object_get(r, "step")), again ? '.' : ' ', (double)ns / 1e3,
                (double)(ns - before) / 1e3, json_string_value(json_object_get(r, "function")),
                json_string_value(json_object_get(r, "module")),
-               again ? "(again)" : json_string_value(json_object_get(r, "meaning")));
+               step == step_before ? "\""
+               : again             ? "(again)"
+                                   : json_string_value(json_object_get(r, "meaning")));
         before = ns;
+        step_before = step;
     }
     putchar('\n');
 }

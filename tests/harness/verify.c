@@ -651,8 +651,10 @@ static void say_lines(struct verify *v)
         log_message("verify, seed %" PRIu64 ": %s", v->settings->seed, line);
 }
 
-int command_verify(const struct settings *settings)
+int command_verify(const struct settings *given)
 {
+    struct settings with_image = *given;
+    const struct settings *settings = &with_image;
     struct error err = {""};
     struct rig rig;
     struct verify v = {.settings = settings, .rig = &rig, .version = MODEL_FIRST};
@@ -663,6 +665,7 @@ int command_verify(const struct settings *settings)
         log_message("--qd is 1 to 4096, --max-request at most 64m");
         return 2;
     }
+    with_image.scratch_image = true;
     v.slot_bytes = settings->max_request + SEGS_MAX * GAP_MAX + 128;
     arena = settings->queues * settings->depth * (v.slot_bytes + 128) + SCAN_BYTES + (1u << 20);
     code = rig_open(&rig, settings, arena, &err);
