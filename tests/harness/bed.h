@@ -49,7 +49,6 @@ struct bed {
     uint64_t capacity; /* sectors */
     unsigned queue_num;
     struct bed_queue queues[BED_QUEUES_MAX];
-    uint32_t poke; /* counts kicks */
 };
 
 /* How a bed is made: what to accept and how far to go. */
@@ -107,6 +106,7 @@ bool bed_alive(struct bed *bed);
 /* Takes the count of interrupts since the last call. */
 uint64_t bed_interrupts(struct bed *bed, unsigned queue);
 
+void bed_fence(void);
 uint64_t bed_now_ms(void);
 void bed_sleep_ms(unsigned ms);
 

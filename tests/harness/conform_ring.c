@@ -304,7 +304,7 @@ static void interrupts_unwanted(struct conform *c)
         le16_store(&c->bed.queues[0].driver_event->flags, VIRTQ_PACKED_EVENT_DISABLE);
     else
         le16_store(&c->bed.queues[0].avail->flags, VIRTQ_AVAIL_F_NO_INTERRUPT);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    bed_fence();
 }
 
 static enum verdict interrupt_unwanted(struct conform *c)

@@ -19,12 +19,13 @@
 
 #include "guest/driver/vblk_platform.h"
 
-#define HOSTED_REGIONS_MAX 8u
-#define HOSTED_QUEUES_MAX  256u
+#define HOSTED_REGIONS_MAX   8u
+#define HOSTED_QUEUES_MAX    256u
+#define HOSTED_BOUNCE_STACKS 8u
 
 struct hosted_options {
     size_t arena_bytes;  /* without the bounce memory; 0: 64 MiB */
-    size_t bounce_bytes; /* 0: 1 MiB, or 64 MiB with copy_always */
+    size_t bounce_bytes; /* 0: 32 MiB, or 64 MiB with copy_always */
     unsigned regions;    /* memfds that the arena is cut into, 1..8; 0: 1 */
     bool copy_always;
     void (*log)(enum vblk_log_level level, const char *text); /* NULL: silence */
@@ -56,9 +57,11 @@ struct hosted {
 
     uint8_t *bounce;
     uint32_t bounce_slots;
-    uint32_t *bounce_next; /* a stack of free slots, */
-    uint32_t bounce_top;   /* under a spin lock: held for a few instructions */
-    unsigned char bounce_locked;
+    uint32_t *bounce_next; /* stacks of free slots, one for a few threads each, so that memory stays */
+    struct {
+        uint32_t top;         /* with its queue (a sanitizer can't follow it through the device) */
+        unsigned char locked; /* a spin lock: held for a few instructions */
+    } bounce_stack[HOSTED_BOUNCE_STACKS];
 
     int call_fd[HOSTED_QUEUES_MAX]; /* -1: the queue has no interrupt */
 };

@@ -83,6 +83,16 @@ static bool arena_map(struct hosted *hosted)
     return true;
 }
 
+static void bounce_fill(struct hosted *hosted)
+{
+    uint32_t each = hosted->bounce_slots / HOSTED_BOUNCE_STACKS;
+
+    for (uint32_t i = 0; i < hosted->bounce_slots; i++)
+        hosted->bounce_next[i] = (i + 1) % each ? i + 1 : BOUNCE_NONE;
+    for (uint32_t i = 0; i < HOSTED_BOUNCE_STACKS; i++)
+        hosted->bounce_stack[i].top = i * each;
+}
+
 struct hosted *hosted_create(const struct hosted_options *options)
 {
     struct hosted *hosted = calloc(1, sizeof(*hosted));
@@ -96,8 +106,8 @@ struct hosted *hosted_create(const struct hosted_options *options)
     if (hosted->region_count > HOSTED_REGIONS_MAX)
         hosted->region_count = HOSTED_REGIONS_MAX;
     arena = options->arena_bytes ? options->arena_bytes : 64u << 20;
-    bounce = options->bounce_bytes ? options->bounce_bytes : (options->copy_always ? 64u << 20 : 1u << 20);
-    bounce = round_up(bounce, BOUNCE_BYTES);
+    bounce = options->bounce_bytes ? options->bounce_bytes : (options->copy_always ? 64u << 20 : 32u << 20);
+    bounce = round_up(bounce, (size_t)BOUNCE_BYTES * HOSTED_BOUNCE_STACKS);
     hosted->arena_bytes = round_up(arena + bounce, (size_t)REGION_ALIGN * hosted->region_count);
     for (unsigned i = 0; i < HOSTED_REGIONS_MAX; i++)
         hosted->regions[i].fd = -1;
@@ -114,9 +124,7 @@ struct hosted *hosted_create(const struct hosted_options *options)
         errno = ENOMEM;
         goto fail;
     }
-    for (uint32_t i = 0; i < hosted->bounce_slots; i++)
-        hosted->bounce_next[i] = i + 1 < hosted->bounce_slots ? i + 1 : BOUNCE_NONE;
-    hosted->bounce_top = 0;
+    bounce_fill(hosted);
     return hosted;
 fail:
     saved = errno;
@@ -250,38 +258,52 @@ static void hosted_dma_free(void *ctx, void *mem, size_t bytes)
 
 /* ---- sharing ---- */
 
-static void bounce_lock(struct hosted *hosted)
+static void bounce_lock(struct hosted *hosted, unsigned stack)
 {
-    while (__atomic_test_and_set(&hosted->bounce_locked, __ATOMIC_ACQUIRE))
-        while (__atomic_load_n(&hosted->bounce_locked, __ATOMIC_RELAXED))
+    while (__atomic_test_and_set(&hosted->bounce_stack[stack].locked, __ATOMIC_ACQUIRE))
+        while (__atomic_load_n(&hosted->bounce_stack[stack].locked, __ATOMIC_RELAXED))
             hosted_relax(NULL);
 }
 
-static void bounce_unlock(struct hosted *hosted)
+static void bounce_unlock(struct hosted *hosted, unsigned stack)
 {
-    __atomic_clear(&hosted->bounce_locked, __ATOMIC_RELEASE);
+    __atomic_clear(&hosted->bounce_stack[stack].locked, __ATOMIC_RELEASE);
+}
+
+/* Threads take turns at the stacks. */
+static unsigned bounce_own_stack(void)
+{
+    static unsigned threads;
+    static __thread unsigned mine;
+
+    if (!mine)
+        mine = 1 + __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED) % HOSTED_BOUNCE_STACKS;
+    return mine - 1;
 }
 
 static uint8_t *bounce_take(struct hosted *hosted)
 {
+    unsigned stack = bounce_own_stack();
     uint32_t slot;
 
-    bounce_lock(hosted);
-    slot = hosted->bounce_top;
+    bounce_lock(hosted, stack);
+    slot = hosted->bounce_stack[stack].top;
     if (slot != BOUNCE_NONE)
-        hosted->bounce_top = hosted->bounce_next[slot];
-    bounce_unlock(hosted);
+        hosted->bounce_stack[stack].top = hosted->bounce_next[slot];
+    bounce_unlock(hosted, stack);
     return slot == BOUNCE_NONE ? NULL : hosted->bounce + (size_t)slot * BOUNCE_BYTES;
 }
 
+/* Back to the stack that it came from, whoever gives it. */
 static void bounce_give(struct hosted *hosted, const uint8_t *mem)
 {
     uint32_t slot = (uint32_t)((size_t)(mem - hosted->bounce) / BOUNCE_BYTES);
+    unsigned stack = slot / (hosted->bounce_slots / HOSTED_BOUNCE_STACKS);
 
-    bounce_lock(hosted);
-    hosted->bounce_next[slot] = hosted->bounce_top;
-    hosted->bounce_top = slot;
-    bounce_unlock(hosted);
+    bounce_lock(hosted, stack);
+    hosted->bounce_next[slot] = hosted->bounce_stack[stack].top;
+    hosted->bounce_stack[stack].top = slot;
+    bounce_unlock(hosted, stack);
 }
 
 static bool is_bounce(const struct hosted *hosted, const uint8_t *mem)

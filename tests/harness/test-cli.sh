@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The command line of `ringside`: help, mistakes, machine-readable output, a device that is not there.
+. "$(dirname "$0")/../lib.sh"
+
+status() { # wanted status, command...
+    local wanted=$1 got
+    shift
+    timeout 60 "$@"
+    got=$?
+    echo "exit status $got, wanted $wanted"
+    [ $got -eq "$wanted" ]
+}
+
+says() { # text, command...
+    local text=$1
+    shift
+    timeout 60 "$@" 2>&1 | tee "$tmp/said" | grep -qF -- "$text"
+}
+
+r=$bin/ringside
+ok "--help" status 0 "$r" --help
+ok "--version" says "ringside " "$r" --version
+ok "no command is a usage error" status 2 "$r"
+ok "a mistyped command is a usage error" status 2 "$r" verfy
+for command in info verify bench trace conform torture sim; do
+    ok "$command --help" status 0 "$r" $command --help
+    ok "$command: a mistyped option is a usage error" status 2 "$r" $command --qeueus=2
+done
+ok "an option's bad value is a usage error" status 2 "$r" bench --queues=many
+ok "a choice that does not exist is a usage error" status 2 "$r" bench --ring=round
+ok "the device's options are checked too" status 2 "$r" bench --format=vmdk
+ok "the device's options need our own device" status 2 "$r" info --device="$tmp/none" --format=null
+ok "a socket that is not there is a failure" status 1 "$r" info --device="$tmp/none"
+ok "and it is named" says "$tmp/none" "$r" info --device="$tmp/none"
+ok "an image that is not there is a failure" status 1 "$r" info --blk-file="$tmp/none"
+ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -e '.rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
+ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -e '.rings.format == \"packed\"'"
+ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -e '.protocol | index(\"CONFIG\")'"
+ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -e '.iops > 0 and .latency_us.p99 > 0'"
+ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -e '.passed and .requests > 0'"
+ok "a number with a unit" status 0 "$r" verify --bytes=1MiB --ops=10
+done_testing
