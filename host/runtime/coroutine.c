@@ -152,6 +152,7 @@ static __attribute__((noreturn)) void co_main(void *arg);
 
 static struct coroutine *stack_map(bool beyond_limit)
 {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK;
     size_t page = (size_t)sysconf(_SC_PAGESIZE), colour, total;
     struct coroutine *co;
     char *map, *top;
@@ -170,8 +171,7 @@ static struct coroutine *stack_map(bool beyond_limit)
 
     total = CO_STACK_BYTES + page;
     /* cppcheck-suppress invalidFunctionArg ; -1 is what MAP_ANONYMOUS wants */
-    map = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK,
-               -1, 0);
+    map = mmap(NULL, total, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED)
         goto fail;
     if (mprotect(map, page, PROT_NONE) < 0) {

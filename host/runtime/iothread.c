@@ -2,7 +2,8 @@
  * A thread with a loop, and calls into it from other threads.
  *
  * What always holds: the caller of iothread_call sleeps on a semaphore that lies on its own stack, until the
- * loop's thread has posted it; the thread touches nothing of the caller's after that.
+ * loop's thread has posted it; the thread touches nothing of the caller's after that. In a simulated world
+ * there is no thread: the loop has its turns in the caller's, and the caller's wait is the simulator's.
  */
 #include "host/runtime/iothread.h"
 
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #include "host/runtime/coroutine.h"
+#include "host/runtime/world.h"
 
 struct iothread {
     pthread_t thread;
@@ -22,6 +24,7 @@ struct iothread {
     sem_t started;
     uint64_t poll_max_ns;
     struct error err;
+    bool simulated;
     char name[16];
 };
 
@@ -53,6 +56,29 @@ static void *iothread_main(void *opaque)
     return NULL;
 }
 
+static int start_simulated(struct iothread *thread, struct error *err)
+{
+    struct loop *caller = loop_switch_current(NULL);
+
+    thread->simulated = true;
+    thread->loop = loop_create(thread->name, err);
+    loop_switch_current(caller);
+    if (!thread->loop)
+        return -EAGAIN;
+    loop_set_poll_max_ns(thread->loop, thread->poll_max_ns);
+    return 0;
+}
+
+static void stop_simulated(struct iothread *thread)
+{
+    struct loop *caller = loop_switch_current(thread->loop);
+
+    while (loop_pending(thread->loop))
+        loop_turn(thread->loop, false);
+    loop_destroy(thread->loop);
+    loop_switch_current(caller);
+}
+
 struct iothread *iothread_start(const char *name, uint64_t poll_max_ns, struct error *err)
 {
     struct iothread *thread = calloc(1, sizeof(*thread));
@@ -66,6 +92,11 @@ struct iothread *iothread_start(const char *name, uint64_t poll_max_ns, struct e
     strncpy(thread->name, name, sizeof(thread->name) - 1);
     thread->poll_max_ns = poll_max_ns;
     sem_init(&thread->started, 0, 0);
+    if (world->block) {
+        if (start_simulated(thread, err) < 0)
+            goto fail;
+        return thread;
+    }
     /* Signals are for the main thread. */
     sigfillset(&all);
     sigdelset(&all, SIGBUS); /* raised by the thread's own access to memory: to be caught in it, or to kill */
@@ -100,14 +131,21 @@ struct call {
     void (*fn)(void *opaque);
     void *opaque;
     sem_t done;
+    bool ended; /* for the simulator, which has no use for the semaphore */
     struct loop_bh bh;
 };
+
+static bool call_ended(void *opaque)
+{
+    return ((struct call *)opaque)->ended;
+}
 
 static void call_run(void *opaque)
 {
     struct call *call = opaque;
 
     call->fn(call->opaque);
+    call->ended = true;
     sem_post(&call->done);
 }
 
@@ -117,7 +155,10 @@ static void call_make(struct iothread *thread, struct call *call, void (*run)(vo
     sem_init(&call->done, 0, 0);
     call->bh = (struct loop_bh){.fn = run, .opaque = call, .loop = thread->loop};
     loop_bh_schedule(&call->bh);
-    wait_for(&call->done);
+    if (thread->simulated)
+        world->block(world, call_ended, call);
+    else
+        wait_for(&call->done);
     sem_destroy(&call->done);
 }
 
@@ -149,8 +190,12 @@ void iothread_call_coroutine(struct iothread *thread, void (*entry)(void *opaque
 
 void iothread_stop(struct iothread *thread)
 {
-    loop_stop(thread->loop);
-    pthread_join(thread->thread, NULL);
+    if (thread->simulated) {
+        stop_simulated(thread);
+    } else {
+        loop_stop(thread->loop);
+        pthread_join(thread->thread, NULL);
+    }
     sem_destroy(&thread->started);
     free(thread);
 }

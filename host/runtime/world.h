@@ -8,6 +8,7 @@
 #ifndef RINGSIDE_RUNTIME_WORLD_H
 #define RINGSIDE_RUNTIME_WORLD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,6 +26,10 @@ struct world {
      * Returns the number of events stored (at most MAX) or a negative errno; -EINTR counts as 0. */
     int (*wait)(struct world *w, struct loop *loop, int epoll_fd, struct epoll_event *events, int max,
                 int64_t timeout_ns);
+
+    /* NULL: threads are real. Else there is one thread, iothreads are loops that take turns in it, and nobody
+     * may start another: returns when DONE(OPAQUE) is true, having let everything else go on meanwhile. */
+    void (*block)(struct world *w, bool (*done)(void *opaque), void *opaque);
 };
 
 /* The machine's own clock, getrandom and epoll. */
