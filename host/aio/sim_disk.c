@@ -208,7 +208,7 @@ static int64_t coroutine_fn do_write(struct sim_file *file, struct aio_request *
         transfer_time(disk);
         return file->dead ? -EIO : -ENOSPC;
     }
-    if (request->offset % SIM_SECTOR || bytes % SIM_SECTOR)
+    if (request->offset % SIM_SECTOR || bytes % SIM_SECTOR || !sectors)
         return do_small_write(file, request, bytes);
     if (fault(disk, disk->options.write_error_ppm)) {
         done = sim_below(disk->sim, SIM_FAULTS, sectors + 1);
@@ -221,7 +221,7 @@ static int64_t coroutine_fn do_write(struct sim_file *file, struct aio_request *
         result = (int64_t)(done * SIM_SECTOR);
     }
 
-    buffer = malloc(bytes);
+    buffer = malloc(sectors * SIM_SECTOR);
     if (!buffer)
         return -ENOMEM;
     iov_copy(request->iov, request->niov, buffer, bytes, false);
@@ -260,7 +260,7 @@ static int64_t coroutine_fn sim_co_submit(struct aio_request *request)
     uint64_t bytes = iov_bytes(request->iov, request->niov);
 
     assert(file);
-    if (request->offset > INT64_MAX - bytes)
+    if (request->offset > INT64_MAX - bytes || (!bytes && request->op != AIO_OP_FDATASYNC))
         return -EINVAL;
     switch (request->op) {
     case AIO_OP_READ:

@@ -310,7 +310,7 @@ static void lose_sector(struct sim_store *store, struct sim_chunk *chunk, unsign
     case SIM_BY_SECTOR:
         for (struct sim_version *v = *link; v; v = v->older)
             n++;
-        for (chosen = sim_below(loss->sim, SIM_FAULTS, n + 1); chosen; chosen--)
+        for (chosen = sim_below(loss->sim, SIM_FAULTS, n + 1); chosen && *link; chosen--)
             link = &(*link)->older;
         break;
     default:
@@ -340,7 +340,7 @@ int sim_store_lose(struct sim_store *store, struct sim *sim, enum sim_loss how)
         while (*link && (*link)->order > loss.prefix)
             link = &(*link)->older;
     } else {
-        while (chosen--)
+        while (chosen-- && *link)
             link = &(*link)->older;
     }
     size = *link ? (*link)->bytes : store->durable_size;

@@ -146,7 +146,7 @@ static bool step(struct sim *sim)
         sim_digest_add(sim, choice < ready_count ? loop_index(ready[choice]) : 1000 + choice);
         if (choice < ready_count)
             turn(ready[choice]);
-        else
+        else if (chosen_actor)
             chosen_actor->step(chosen_actor->opaque);
         return true;
     }
