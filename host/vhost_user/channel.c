@@ -60,7 +60,7 @@ void channel_cancel(struct channel *channel)
 }
 
 /* The handler is on the loop only while somebody waits: a hang-up would be reported without end otherwise. */
-static int coroutine_fn channel_co_wait(struct channel *channel, bool to_write)
+int coroutine_fn channel_co_wait(struct channel *channel, bool to_write)
 {
     if (channel->cancelled)
         return -ECANCELED;

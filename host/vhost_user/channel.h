@@ -46,6 +46,9 @@ int coroutine_fn channel_co_receive(struct channel *channel, struct vhost_user_m
 /* Sends all of MESSAGE (its descriptors stay the caller's). 0, -ECANCELED, or another negative errno. */
 int coroutine_fn channel_co_send(struct channel *channel, const struct vhost_user_message *message);
 
+/* Waits until the socket is readable (or writable). 0, -ECANCELED, or another negative errno. */
+int coroutine_fn channel_co_wait(struct channel *channel, bool to_write);
+
 /* Whoever waits in _receive or _send gets -ECANCELED, now and from now on. Channel's loop. */
 void channel_cancel(struct channel *channel);
 

@@ -10,12 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "host/device/sigbus_guard.h"
 #include "host/vhost_user/connection.h"
+#include "host/vhost_user/socket_path.h"
 
 struct vhost_user_server {
     struct vhost_user_server_options options;
@@ -23,17 +22,16 @@ struct vhost_user_server {
     int listen_fd;    /* -1: FD was a connected socket */
     int connected_fd; /* that one, until the loop runs: nothing of a peer is read before; else -1 */
     struct loop_fd listener;
-    bool listening;                                       /* LISTENER is on the loop */
-    char path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" if the socket is not ours to remove */
-    dev_t path_device;
-    ino_t path_inode;
+    bool listening;          /* LISTENER is on the loop */
+    struct socket_path made; /* the socket that _listen made; its descriptor is listen_fd */
 
     struct vhost_user_connection *connection;
     bool once, stopping, stopped;
     struct loop_bh stopped_bh, events_bh, resume_bh;
 
-    /* From the queues' loops: partner of both is events_run, which exchanges them for 0. */
-    uint64_t broken_rings;
+    /* From the queues' loops: their partner is server_events, which exchanges them for 0. */
+    uint64_t broken_rings, parked_rings;
+    int parked_error;
     uint32_t config_changed;
 
     struct vhost_user_server_stats stats;
@@ -136,7 +134,12 @@ static void server_events(void *opaque)
 {
     struct vhost_user_server *s = opaque;
     uint64_t broken = __atomic_exchange_n(&s->broken_rings, 0, __ATOMIC_ACQUIRE);
+    uint64_t parked = __atomic_exchange_n(&s->parked_rings, 0, __ATOMIC_ACQUIRE);
     uint32_t changed = __atomic_exchange_n(&s->config_changed, 0, __ATOMIC_ACQUIRE);
+    for (unsigned i = 0; parked && s->options.parked; i++, parked >>= 1) {
+        if (parked & 1)
+            s->options.parked(s->options.opaque, i, __atomic_load_n(&s->parked_error, __ATOMIC_RELAXED));
+    }
     if (!s->connection)
         return;
     for (unsigned i = 0; broken; i++, broken >>= 1) {
@@ -162,6 +165,18 @@ static void device_needs_reset(void *opaque, unsigned queue, const char *why)
     loop_bh_schedule(&s->events_bh);
 }
 
+static void device_parked(void *opaque, unsigned queue, int error)
+{
+    struct vhost_user_server *s = opaque;
+    __atomic_store_n(&s->parked_error, error, __ATOMIC_RELAXED);
+    uint64_t before = __atomic_fetch_or(&s->parked_rings, 1ull << queue, __ATOMIC_RELEASE);
+    if (before & 1ull << queue)
+        return;
+    log_message("ring %u: a request waits after an error: %s (mend it, then `resume` on the control socket)",
+                queue, strerror(error < 0 ? -error : error));
+    loop_bh_schedule(&s->events_bh);
+}
+
 static struct vhost_user_server *server_create(const struct vhost_user_server_options *options,
                                                struct error *err)
 {
@@ -173,7 +188,7 @@ static struct vhost_user_server *server_create(const struct vhost_user_server_op
     s->options = *options;
     s->once = options->once;
     s->loop = loop_current();
-    s->listen_fd = s->connected_fd = -1;
+    s->listen_fd = s->connected_fd = s->made.fd = -1;
     s->stopped_bh = (struct loop_bh){.fn = server_stopped, .opaque = s, .loop = s->loop};
     s->resume_bh = (struct loop_bh){.fn = server_resume, .opaque = s, .loop = s->loop};
     s->events_bh = (struct loop_bh){.fn = server_events, .opaque = s, .loop = s->loop};
@@ -185,8 +200,10 @@ static struct vhost_user_server *server_create(const struct vhost_user_server_op
         free(s);
         return NULL;
     }
-    struct virtio_blk_events events = {
-        .config_changed = device_config_changed, .needs_reset = device_needs_reset, .opaque = s};
+    struct virtio_blk_events events = {.config_changed = device_config_changed,
+                                       .needs_reset = device_needs_reset,
+                                       .stopped = device_parked,
+                                       .opaque = s};
     virtio_blk_set_events(options->device, &events);
     return s;
 }
@@ -220,72 +237,22 @@ struct vhost_user_server *vhost_user_server_fd(int fd, const struct vhost_user_s
     return s;
 }
 
-/* Is PATH free to bind? A socket without a listener is removed: its process is gone. */
-static int path_make_free(const char *path, const struct sockaddr_un *addr, struct error *err)
-{
-    struct stat st;
-    if (lstat(path, &st) < 0) {
-        if (errno == ENOENT)
-            return 0;
-        return error_set(err, -errno, "%s: %s", path, strerror(errno));
-    }
-    if (!S_ISSOCK(st.st_mode))
-        return error_set(err, -EEXIST, "%s: exists and is not a socket (choose another path for the socket)",
-                         path);
-    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (probe < 0)
-        return error_set(err, -errno, "cannot make a socket: %s", strerror(errno));
-    int ret = connect(probe, (const struct sockaddr *)addr, sizeof *addr) < 0 ? -errno : 0;
-    close(probe);
-    if (ret == 0 || ret == -EAGAIN)
-        return error_set(err, -EADDRINUSE,
-                         "%s: the socket is taken by a running program (stop it, or choose another path)",
-                         path);
-    if (ret != -ECONNREFUSED)
-        return error_set(err, ret, "%s: %s", path, strerror(-ret));
-    if (unlink(path) < 0 && errno != ENOENT)
-        return error_set(err, -errno, "%s: cannot remove the socket that was left over: %s", path,
-                         strerror(errno));
-    return 0;
-}
-
 struct vhost_user_server *vhost_user_server_listen(const char *path,
                                                    const struct vhost_user_server_options *options,
                                                    struct error *err)
 {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof addr.sun_path) {
-        error_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu characters", path,
-                  sizeof addr.sun_path - 1);
+    struct socket_path made;
+    if (socket_path_listen(&made, path, err) < 0)
         return NULL;
-    }
-    strcpy(addr.sun_path, path);
-    if (path_make_free(path, &addr, err) < 0)
-        return NULL;
-
     struct vhost_user_server *s = server_create(options, err);
-    if (!s)
+    if (!s) {
+        socket_path_close(&made);
         return NULL;
-    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (s->listen_fd < 0 || bind(s->listen_fd, (struct sockaddr *)&addr, sizeof addr) < 0) {
-        error_set(err, -errno, "%s: cannot make the socket: %s", path, strerror(errno));
-        goto fail;
     }
-    struct stat st;
-    if (lstat(path, &st) == 0) {
-        strcpy(s->path, path);
-        s->path_device = st.st_dev;
-        s->path_inode = st.st_ino;
-    }
-    if (listen(s->listen_fd, 8) < 0) {
-        error_set(err, -errno, "%s: cannot listen: %s", path, strerror(errno));
-        goto fail;
-    }
+    s->made = made;
+    s->listen_fd = made.fd;
     server_listen_on(s);
     return s;
-fail:
-    vhost_user_server_destroy(s);
-    return NULL;
 }
 
 void vhost_user_server_stop(struct vhost_user_server *s)
@@ -303,7 +270,6 @@ void vhost_user_server_stop(struct vhost_user_server *s)
 void vhost_user_server_destroy(struct vhost_user_server *s)
 {
     struct virtio_blk_events none = {0};
-    struct stat st;
     if (!s)
         return;
     virtio_blk_set_events(s->options.device, &none);
@@ -311,13 +277,12 @@ void vhost_user_server_destroy(struct vhost_user_server *s)
     loop_bh_cancel(&s->stopped_bh);
     loop_bh_cancel(&s->resume_bh);
     loop_bh_cancel(&s->events_bh);
-    if (s->listen_fd >= 0)
+    if (s->made.fd >= 0)
+        socket_path_close(&s->made);
+    else if (s->listen_fd >= 0)
         close(s->listen_fd);
     if (s->connected_fd >= 0)
         close(s->connected_fd);
-    /* Only what we made: somebody may have put another socket there. */
-    if (s->path[0] && lstat(s->path, &st) == 0 && st.st_dev == s->path_device && st.st_ino == s->path_inode)
-        unlink(s->path);
     free(s);
 }
 

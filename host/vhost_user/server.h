@@ -26,8 +26,10 @@ struct vhost_user_server_options {
     struct loop **queue_loops; /* queue q is served by queue_loops[q % count] */
     unsigned queue_loop_count;
     bool once; /* stop after the first front end has left */
-    void (*stopped)(
-        void *opaque); /* the server has ended by itself (once) or after _stop; on the control loop */
+    /* The error policy parked a request of QUEUE. On the control loop. NULL: it is only logged. */
+    void (*parked)(void *opaque, unsigned queue, int error);
+    /* The server has ended by itself (once) or after _stop. On the control loop. */
+    void (*stopped)(void *opaque);
     void *opaque;
 };
 
