@@ -21,6 +21,7 @@
 /* Linked in where the qcow2 library is; a program without it opens everything else. */
 #pragma weak qcow2_driver
 
+
 const struct node_driver *const node_drivers[] = {&raw_driver, &null_driver, &qcow2_driver, NULL};
 
 const struct node_driver *node_driver_find(const char *format_name)
@@ -311,7 +312,7 @@ int coroutine_fn node_co_open_backing(struct node *parent, const char *name, con
     if (below.format && strcmp(below.format, "null") == 0)
         return error_set(err, -EINVAL, "'%s': a backing file of format null is not allowed",
                          parent->filename);
-    int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
+    int ret = resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = fresh_stack_call(open_call, &(struct open_call){path, &below, node, err});
     if (ret < 0)
@@ -328,7 +329,7 @@ int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
     char *path = NULL;
     *node = NULL;
     below.depth = options->depth;
-    int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
+    int ret = resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = node_co_open_protocol(path, &below, node, err);
     if (ret == 0) {

@@ -13,6 +13,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "host/cmd/blk_control.h"
 #include "host/cmd/blk_sandbox.h"
 #include "host/cmd/cmd_device.h"
 #include "host/cmd/cmd_trace.h"
@@ -22,7 +23,7 @@ struct program_options {
     const char *socket_path;
     unsigned fd;
     bool fd_given, once, sandbox;
-    const char *trace;
+    const char *trace, *control;
     bool print_capabilities, help, version;
 };
 
@@ -33,6 +34,7 @@ struct program {
     struct loop_fd signals;
     struct cmd_device *device;
     struct cmd_trace *trace;
+    struct control *control;
     struct vhost_user_server *server;
 };
 
@@ -54,6 +56,7 @@ static const struct cmd_option program_option_rows[] = {
     {"socket-path", "PATH", "where front ends connect: a Unix socket, made here", CMD_STRING, AT(socket_path)},
     {"fd", "N", "or: an open socket, listening or connected", CMD_CALL, .set = set_fd},
     {"once", NULL, "end when the first front end has left (default: wait for the next)", CMD_FLAG, AT(once)},
+    {"control", "PATH", "a control socket, made here: JSON, a line a command ({\"command\": \"help\"} lists them)", CMD_STRING, AT(control)},
     {"trace", "FILE", "record what happens to every request, a line a step", CMD_STRING, AT(trace)},
     {"sandbox", "on|off", "give up what is not needed before the first byte of a front end is read (default on)", CMD_ON_OFF, AT(sandbox)},
     {"print-capabilities", NULL, "say in JSON what this back end can do", CMD_FLAG, AT(print_capabilities)},
@@ -134,10 +137,32 @@ static void on_signal(void *opaque)
         vhost_user_server_stop(p->server);
 }
 
-static void on_stopped(void *opaque)
+static void on_all_stopped(void *opaque)
 {
     struct program *p = opaque;
     loop_stop(p->loop);
+}
+
+static void on_server_stopped(void *opaque)
+{
+    struct program *p = opaque;
+    if (p->control)
+        control_stop(p->control, on_all_stopped, p);
+    else
+        on_all_stopped(p);
+}
+
+static void on_parked(void *opaque, unsigned queue, int error)
+{
+    struct program *p = opaque;
+    if (p->control)
+        control_event_parked(p->control, queue, error);
+}
+
+static void on_quit(void *opaque)
+{
+    struct program *p = opaque;
+    vhost_user_server_stop(p->server);
 }
 
 /* SIGTERM and SIGINT arrive on the control loop; blocked before any thread is made. */
@@ -159,7 +184,11 @@ static int catch_signals(struct program *p, struct error *err)
 static int confine(void *opaque, struct error *err)
 {
     struct program *p = opaque;
-    const char *const socket_paths[] = {p->options.socket_path, NULL};
+    const char *socket_paths[3] = {NULL}, **end = socket_paths;
+    if (p->options.socket_path)
+        *end++ = p->options.socket_path;
+    if (p->options.control)
+        *end++ = p->options.control;
     return p->options.sandbox ? sandbox_files(socket_paths, err) : 0;
 }
 
@@ -187,13 +216,28 @@ static int serve(struct program *p, struct error *err)
         .queue_loops = p->device->queue_loops,
         .queue_loop_count = p->device->queue_loop_count,
         .once = p->options.once,
-        .stopped = on_stopped,
+        .parked = on_parked,
+        .stopped = on_server_stopped,
         .opaque = p,
     };
     p->server = p->options.fd_given ? vhost_user_server_fd((int)p->options.fd, &options, err)
                                     : vhost_user_server_listen(p->options.socket_path, &options, err);
     if (!p->server)
         return -EIO;
+    if (p->options.control) {
+        struct control_options control = {.device = p->device,
+                                          .server = p->server,
+                                          .trace = p->trace,
+                                          .tracing = p->trace != NULL,
+                                          .quit = on_quit,
+                                          .opaque = p};
+        p->control = control_listen(p->options.control, err);
+        if (!p->control)
+            return -EIO;
+        ret = control_start(p->control, &control, err);
+        if (ret < 0)
+            return ret;
+    }
     ret = loop_fd_add(p->loop, &p->signals);
     if (ret < 0)
         return error_set(err, ret, "cannot wait for signals: %s", strerror(-ret));
@@ -223,6 +267,7 @@ int main(int argc, char **argv)
     int ret = p->loop ? serve(p, &err) : -ENOMEM;
     if (ret < 0)
         log_message("%s", err.text);
+    control_destroy(p->control);
     vhost_user_server_destroy(p->server);
     int closed = cmd_device_stop(p->device, &err);
     if (closed < 0)
