@@ -114,7 +114,7 @@ struct virtio_blk_queue_setup {
     bool no_kicks;           /* nobody kicks at all: look at the ring again and again (vhost-user polling) */
     int call_fd;             /* eventfd written to interrupt the driver, or -1 */
     void *inflight;          /* this queue's part of the inflight region, or NULL; a stranger's memory */
-    size_t inflight_bytes;   /* see inflight.h for how much a queue needs */
+    size_t inflight_bytes;   /* see ring_inflight.h for how much a queue needs */
     const uint32_t *memory_broken; /* sigbus_guard.h: non-zero once the memory was cut short; or NULL */
     uint8_t *log;                  /* dirty log for migration, or NULL */
     size_t log_bytes;

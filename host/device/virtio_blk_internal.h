@@ -10,6 +10,7 @@
 #ifndef RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 #define RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 
+#include "host/device/ring_inflight.h"
 #include "host/device/virtio_blk.h"
 #include "host/device/virtqueue.h"
 #include "host/runtime/coroutine.h"
@@ -43,6 +44,7 @@ struct virtio_blk_request {
     uint16_t slot; /* index in queue->requests */
     uint16_t id;   /* what goes into the used ring */
     uint16_t num_descs;
+    uint16_t entry; /* in the inflight region */
     uint16_t range_next, range_count;
     uint8_t type; /* VIRTIO_BLK_T_..., checked */
     bool busy;
@@ -115,6 +117,9 @@ struct virtio_blk_queue {
     unsigned coalesced; /* completions that wait for an interrupt */
     struct queue_control control;
     struct multireq multireq;
+    struct ring_inflight inflight;
+    bool track_inflight;
+    unsigned resubmitted; /* of inflight.requests */
     struct virtqueue vq;
     struct virtio_blk_queue_stats stats __attribute__((aligned(CACHE_LINE)));
 } __attribute__((aligned(CACHE_LINE)));

@@ -108,6 +108,32 @@ static struct virtio_blk_request *request_take(struct virtio_blk_queue *queue,
     return request;
 }
 
+/* The next buffer: first those that the inflight region says were taken before. As virtqueue_pop. */
+static int next_chain(struct virtio_blk_queue *queue, struct virtq_chain *chain)
+{
+    struct ring_inflight *inflight = &queue->inflight;
+
+    if (__builtin_expect(queue->resubmitted < inflight->num_requests, 0)) {
+        const struct inflight_request *found = &inflight->requests[queue->resubmitted++];
+
+        if (queue->vq.packed)
+            return virtqueue_packed_repop(&queue->vq, &inflight->descs[found->first], found->num, chain);
+        return virtqueue_split_repop(&queue->vq, found->entry, chain);
+    }
+    return queue->state == QUEUE_RUNNING ? virtqueue_pop(&queue->vq, chain) : 0;
+}
+
+/* Writes down that REQUEST was taken; one that is taken up again stands there already. */
+static void note_taken(struct virtio_blk_queue *queue, struct virtio_blk_request *request, bool again)
+{
+    if (again)
+        request->entry = queue->inflight.requests[queue->resubmitted - 1].entry;
+    else if (queue->vq.packed)
+        request->entry = ring_inflight_packed_popped(&queue->inflight, request->num_descs);
+    else
+        ring_inflight_split_popped(&queue->inflight, request->entry = request->id);
+}
+
 /* Takes what is there, at most HANDLE_MAX; false when the ring was found empty or can't be read on. */
 static bool fetch(struct virtio_blk_queue *queue)
 {
@@ -116,6 +142,7 @@ static bool fetch(struct virtio_blk_queue *queue)
     while (taken < HANDLE_MAX) {
         struct virtio_blk_request *request;
         struct virtq_chain chain;
+        bool again = queue->resubmitted < queue->inflight.num_requests;
         int result;
 
         if (!block_at_hand(queue)) {
@@ -123,7 +150,7 @@ static bool fetch(struct virtio_blk_queue *queue)
             STAT_ADD(queue, stalls, 1);
             break;
         }
-        result = virtqueue_pop(&queue->vq, &chain);
+        result = next_chain(queue, &chain);
         if (result == 0)
             break;
         if (result < 0) {
@@ -138,6 +165,8 @@ static bool fetch(struct virtio_blk_queue *queue)
         if (!request)
             break;
         taken++;
+        if (queue->track_inflight)
+            note_taken(queue, request, again);
         virtio_blk_handle_request(queue, request, &chain);
     }
     STAT_ADD(queue, popped, taken);
@@ -149,7 +178,9 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
 {
     bool more;
 
-    if (queue->state != QUEUE_RUNNING || queue->broken || queue->handling || queue->stalled)
+    if (queue->state == QUEUE_STOPPED || queue->broken || queue->handling || queue->stalled)
+        return;
+    if (queue->state == QUEUE_STOPPING && queue->resubmitted == queue->inflight.num_requests)
         return;
     if (queue->memory_broken && __atomic_load_n(queue->memory_broken, __ATOMIC_RELAXED)) {
         virtio_blk_queue_break(queue, "the guest's memory was cut short by the front end");
@@ -160,7 +191,7 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
         virtqueue_set_notification(&queue->vq, false);
     for (;;) {
         more = fetch(queue);
-        if (more || queue->broken || queue->stalled || queue->polling)
+        if (more || queue->broken || queue->stalled || queue->polling || queue->state != QUEUE_RUNNING)
             break;
         virtqueue_set_notification(&queue->vq, true);
         if (!virtqueue_has_more(&queue->vq))
@@ -169,8 +200,10 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
     }
     multireq_submit(queue);
     queue->handling = false;
-    if (more)
+    if (more && queue->state == QUEUE_RUNNING)
         loop_bh_schedule(&queue->again);
+    else if (more)
+        loop_defer(queue->loop, &queue->flush);
 }
 
 static void on_again(void *opaque)
@@ -271,6 +304,8 @@ static void push_in_order(struct virtio_blk_queue *queue)
             virtqueue_push(&queue->vq, request->id, request->len, buffers, places);
             buffers = places = 0;
         }
+        if (queue->track_inflight)
+            ring_inflight_pushed(&queue->inflight, request->entry);
         request_put(queue, request);
     }
 }
@@ -283,6 +318,8 @@ void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_req
         request->done = true;
     } else {
         virtqueue_push(&queue->vq, request->id, len, 1, request->num_descs);
+        if (queue->track_inflight)
+            ring_inflight_pushed(&queue->inflight, request->entry);
         request_put(queue, request);
     }
     loop_defer(queue->loop, &queue->flush);
@@ -330,7 +367,7 @@ static void interrupt_or_wait(struct virtio_blk_queue *queue, unsigned fresh)
     }
 }
 
-static void queue_finish_stop(struct virtio_blk_queue *queue);
+static void queue_try_finish_stop(struct virtio_blk_queue *queue);
 
 /* Step 11, once a turn. */
 static void on_flush(void *opaque)
@@ -340,7 +377,11 @@ static void on_flush(void *opaque)
 
     if (queue->in_order)
         push_in_order(queue);
+    if (queue->inflight.num_batch > 0)
+        ring_inflight_before_publish(&queue->inflight);
     if (virtqueue_publish(&queue->vq)) {
+        if (queue->track_inflight)
+            ring_inflight_published(&queue->inflight);
         STAT_ADD(queue, batches, 1);
         interrupt_or_wait(queue, queue->vq.since_signal - before);
     }
@@ -348,8 +389,10 @@ static void on_flush(void *opaque)
         queue->stalled = false;
         virtio_blk_handle_queue(queue);
     }
-    if (queue->state == QUEUE_STOPPING && queue->in_flight == 0 && !queue->flush.queued)
-        queue_finish_stop(queue);
+    if (queue->state == QUEUE_STOPPING) {
+        virtio_blk_handle_queue(queue);
+        queue_try_finish_stop(queue);
+    }
 }
 
 /* ---- start and stop ---- */
@@ -385,6 +428,7 @@ void virtio_blk_queue_free(struct virtio_blk_queue *queue)
         free(block);
     }
     queue->num_blocks = 0;
+    ring_inflight_free(&queue->inflight);
     free(queue->requests);
     free(queue->free_slots);
     free(queue->order);
@@ -420,7 +464,7 @@ static void control_start(void *opaque)
     if (queue->repoll_ns)
         loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
     /* Whoever served this ring before may have died between publishing and interrupting. */
-    if (!queue->vq.packed && queue->vq.split.used_idx != 0 && queue->call_fd >= 0)
+    if (queue->call_fd >= 0 && virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0))
         while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
             ;
     /* Work that was there before the first kick. */
@@ -467,7 +511,8 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
                                          .driver = setup->driver,
                                          .device = setup->device,
                                          .last_avail_idx = setup->last_avail_idx,
-                                         .last_used_idx = setup->last_used_idx};
+                                         .last_used_idx = setup->last_used_idx,
+                                         .indexes_follow = setup->inflight};
     struct virtio_blk_queue *queue;
     const char *why;
 
@@ -490,6 +535,16 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
         virtio_blk_queue_free(queue);
         return error_set(err, -ENOMEM, "queue %u: no memory for %u requests", index, setup->size);
     }
+    queue->resubmitted = 0;
+    queue->track_inflight = setup->inflight;
+    if (setup->inflight) {
+        int result =
+            ring_inflight_init(&queue->inflight, setup->inflight, setup->inflight_bytes, &queue->vq, &why);
+
+        if (result < 0)
+            return error_set(err, result, "queue %u: %s", index, why);
+        queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
+    }
     queue->loop = loop;
     queue->again.loop = loop;
     queue->broken = queue->polling = queue->handling = queue->stalled = false;
@@ -502,8 +557,12 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
     return 0;
 }
 
-static void queue_finish_stop(struct virtio_blk_queue *queue)
+/* What was taken before a restart is finished as well, unless the ring is broken. */
+static void queue_try_finish_stop(struct virtio_blk_queue *queue)
 {
+    if (queue->in_flight > 0 || queue->flush.queued ||
+        (queue->resubmitted < queue->inflight.num_requests && !queue->broken))
+        return;
     loop_timer_cancel(&queue->coalesce);
     if (queue->coalesced > 0)
         interrupt(queue);
@@ -520,8 +579,8 @@ static void control_stop(void *opaque)
         loop_fd_remove(&queue->kick);
     loop_bh_cancel(&queue->again);
     loop_timer_cancel(&queue->repoll);
-    if (queue->in_flight == 0 && !queue->flush.queued)
-        queue_finish_stop(queue);
+    virtio_blk_handle_queue(queue);
+    queue_try_finish_stop(queue);
 }
 
 void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,

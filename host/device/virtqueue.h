@@ -23,6 +23,7 @@
 #include "common/virtio_ring.h"
 #include "host/device/guest_memory.h"
 
+struct ring_inflight;
 struct virtqueue_audit;
 
 /* Segments of one chain that are kept; a longer chain is walked to its end, but can only be refused. */
@@ -60,6 +61,7 @@ struct virtqueue {
             struct virtq_packed_event *driver, *device;
             uint16_t last_avail, used_idx; /* places in the ring */
             bool avail_wrap, used_wrap;
+            uint32_t in_flight; /* places taken and not given back */
             /* The first used descriptor of the batch: its flags are written last, in publish. */
             bool pending;
             uint16_t first_slot, first_flags;
@@ -69,6 +71,7 @@ struct virtqueue {
     uint32_t since_signal; /* used entries since the driver's wish was last looked at; packed: places */
     const char *why;       /* broken: the reason */
     struct virtqueue_audit *audit;
+    struct ring_inflight *inflight; /* packed: told of each descriptor */
     struct iovec iov[VIRTQ_IOV_MAX];
 };
 
@@ -79,6 +82,7 @@ struct virtqueue_setup {
     uint64_t features; /* negotiated */
     void *desc, *driver, *device;
     uint16_t last_avail_idx, last_used_idx; /* packed: bit 15 is the wrap counter */
+    bool indexes_follow;                    /* from an inflight region: these are not looked at closely */
 };
 
 /* 0, or -EINVAL with *WHY: size or alignment that section 2.7 or 2.8 does not allow, an index outside the
@@ -87,6 +91,12 @@ int virtqueue_init(struct virtqueue *vq, const struct virtqueue_setup *setup, co
 
 /* Takes the next buffer: 1 and *CHAIN; 0: none; -EPROTO: the ring is broken, vq->why. */
 int virtqueue_pop(struct virtqueue *vq, struct virtq_chain *chain);
+
+/* Takes up a buffer that was taken before a restart: split, by its head; packed, by copies of its
+ * descriptors. 1 or -EPROTO. */
+int virtqueue_split_repop(struct virtqueue *vq, uint16_t head, struct virtq_chain *chain);
+int virtqueue_packed_repop(struct virtqueue *vq, const struct virtq_packed_desc *descs, unsigned count,
+                           struct virtq_chain *chain);
 
 /* Is there one? A look at the ring without taking anything; may read shared memory. A broken ring has some.
  */

@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 
+#include "host/device/ring_inflight.h"
 #include "host/device/virtqueue.h"
 #include "host/device/virtqueue_audit.h"
 
@@ -83,11 +84,32 @@ static int walk_table(struct virtqueue *vq, struct virtq_chain *chain, uint64_t 
     return 0;
 }
 
+/* The PLACESth descriptor of a list: 1 if another one follows, 0 at the end, or -EPROTO. */
+static int walk_one(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
+                    uint16_t flags, unsigned places)
+{
+    if (flags & VIRTQ_DESC_F_INDIRECT) {
+        if (!vq->indirect) {
+            vq->why = "an indirect descriptor without INDIRECT_DESC negotiated (2.8.19)";
+            return -EPROTO;
+        }
+        if (places > 1 || (flags & VIRTQ_DESC_F_NEXT)) {
+            vq->why = "an indirect descriptor is part of a list (2.8.19)";
+            return -EPROTO;
+        }
+        return walk_table(vq, chain, addr, len);
+    }
+    if (virtq_chain_add(vq, chain, addr, len, flags & VIRTQ_DESC_F_WRITE) < 0)
+        return -EPROTO;
+    return !!(flags & VIRTQ_DESC_F_NEXT);
+}
+
 int virtqueue_packed_pop(struct virtqueue *vq, struct virtq_chain *chain)
 {
     uint16_t at = vq->ring.last_avail, places = 0;
     bool wrap = vq->ring.avail_wrap;
     uint16_t flags = load_flags(vq, at);
+    int result;
 
     if (!flags_available(flags, wrap))
         return 0;
@@ -100,32 +122,21 @@ int virtqueue_packed_pop(struct virtqueue *vq, struct virtq_chain *chain)
         chain->id = le16_load(&desc->id); /* the last one's counts (2.8.6) */
         if (__builtin_expect(vq->audit != NULL, 0))
             audit_desc(vq->audit, false, flags, len, chain->id, at);
-        places++;
+        if (++places > vq->size - vq->ring.in_flight) {
+            vq->why = "a list is longer than the places of the ring that are not in flight (2.8.17)";
+            return -EPROTO;
+        }
+        if (vq->inflight)
+            ring_inflight_packed_desc(vq->inflight, addr, len, flags, chain->id, (uint16_t)(places - 1));
         if (++at == vq->size) {
             at = 0;
             wrap = !wrap;
         }
-        if (flags & VIRTQ_DESC_F_INDIRECT) {
-            if (!vq->indirect) {
-                vq->why = "an indirect descriptor without INDIRECT_DESC negotiated (2.8.19)";
-                return -EPROTO;
-            }
-            if (places > 1 || (flags & VIRTQ_DESC_F_NEXT)) {
-                vq->why = "an indirect descriptor is part of a list (2.8.19)";
-                return -EPROTO;
-            }
-            if (walk_table(vq, chain, addr, len) < 0)
-                return -EPROTO;
+        result = walk_one(vq, chain, addr, len, flags, places);
+        if (result < 0)
+            return result;
+        if (result == 0)
             break;
-        }
-        if (virtq_chain_add(vq, chain, addr, len, flags & VIRTQ_DESC_F_WRITE) < 0)
-            return -EPROTO;
-        if (!(flags & VIRTQ_DESC_F_NEXT))
-            break;
-        if (places == vq->size) {
-            vq->why = "a list is longer than the queue (2.8.17)";
-            return -EPROTO;
-        }
         flags = load_flags(vq, at);
         if (!flags_available(flags, wrap)) {
             vq->why = "a list goes on in a descriptor that was not made available (2.8.12)";
@@ -135,6 +146,27 @@ int virtqueue_packed_pop(struct virtqueue *vq, struct virtq_chain *chain)
     chain->num_descs = places;
     vq->ring.last_avail = at;
     vq->ring.avail_wrap = wrap;
+    vq->ring.in_flight += places;
+    return 1;
+}
+
+int virtqueue_packed_repop(struct virtqueue *vq, const struct virtq_packed_desc *descs, unsigned count,
+                           struct virtq_chain *chain)
+{
+    virtq_chain_begin(chain);
+    chain->num_descs = (uint16_t)count;
+    for (unsigned i = 0; i < count; i++) {
+        int result = walk_one(vq, chain, le64_get(descs[i].addr), le32_get(descs[i].len),
+                              le16_get(descs[i].flags), i + 1);
+
+        if (result < 0)
+            return result;
+        if ((result == 1) != (i + 1 < count)) {
+            vq->why = "the inflight region's copy of a list has another length than the list";
+            return -EPROTO;
+        }
+    }
+    chain->id = le16_get(descs[count - 1].id);
     return 1;
 }
 
@@ -158,6 +190,7 @@ void virtqueue_packed_push(struct virtqueue *vq, uint16_t id, uint32_t len, unsi
         le16_store(&desc->flags, flags);
     }
     vq->ring.pending_places += num_descs;
+    vq->ring.in_flight -= num_descs;
     vq->ring.used_idx = (uint16_t)(vq->ring.used_idx + num_descs);
     if (vq->ring.used_idx >= vq->size) {
         vq->ring.used_idx = (uint16_t)(vq->ring.used_idx - vq->size);

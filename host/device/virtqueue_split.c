@@ -38,7 +38,7 @@ int virtqueue_split_init(struct virtqueue *vq, const struct virtqueue_setup *set
     vq->split.last_avail = vq->split.avail_idx = setup->last_avail_idx;
     vq->split.used_idx = le16_load(&vq->split.used->idx);
     /* A ring that goes on where another device left it must not come with more in flight than it can hold. */
-    if ((uint16_t)(vq->split.last_avail - vq->split.used_idx) > vq->size) {
+    if (!setup->indexes_follow && (uint16_t)(vq->split.last_avail - vq->split.used_idx) > vq->size) {
         *why = "the used index is further behind the available index than the queue is long";
         return -EINVAL;
     }
@@ -169,6 +169,13 @@ int virtqueue_split_pop(struct virtqueue *vq, struct virtq_chain *chain)
         return -EPROTO;
     vq->split.last_avail++;
     return 1;
+}
+
+int virtqueue_split_repop(struct virtqueue *vq, uint16_t head, struct virtq_chain *chain)
+{
+    virtq_chain_begin(chain);
+    chain->id = head;
+    return walk_chain(vq, chain, head) < 0 ? -EPROTO : 1;
 }
 
 void virtqueue_split_push(struct virtqueue *vq, uint16_t id, uint32_t len, unsigned buffers)

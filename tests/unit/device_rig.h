@@ -176,17 +176,20 @@ void blk_account_invalid(struct blk *blk, enum blk_op op)
 /* ---- the rig ---- */
 
 /* Guest-physical: two regions that touch, far apart here; and one up high. */
-#define LOW_ADDR    0x100000ull
-#define LOW_BYTES   (8u << 20)
-#define NEXT_ADDR   (LOW_ADDR + LOW_BYTES)
-#define NEXT_BYTES  (1u << 20)
-#define HIGH_ADDR   0xfffffffffff00000ull
-#define HIGH_BYTES  (1u << 19)
-#define DISK_BYTES  (4u << 20)
-#define USER_OFFSET 0x7f0000000000ull /* front end's addresses: guest's plus this, but for the high region \
-                                       */
+#define LOW_ADDR   0x100000ull
+#define LOW_BYTES  (8u << 20)
+#define NEXT_ADDR  (LOW_ADDR + LOW_BYTES)
+#define NEXT_BYTES (1u << 20)
+#define HIGH_ADDR  0xfffffffffff00000ull
+#define HIGH_BYTES (1u << 19)
+#define DISK_BYTES (4u << 20)
+#define USER_OFFSET                                                                        \
+    0x7f0000000000ull /* front end's addresses: guest's plus this, but for the high region \
+                       */
 
 #define RIG_QUEUES_MAX 4u
+#define RIG_IDS        1024u /* buffer ids in use, and the largest queue */
+#define RIG_ID(n)      ((n) % RIG_IDS)
 
 /* One queue as its driver sees it. */
 struct rig_queue {
@@ -201,10 +204,10 @@ struct rig_queue {
     uint16_t next_desc; /* where the next chain goes: always in ring order */
     uint16_t avail_idx, used_idx;
     bool avail_wrap, used_wrap;
-    uint16_t next_id;       /* packed */
-    uint16_t places[65536]; /* that a buffer's list takes, by its id */
-    bool taken[65536];      /* split: descriptors in flight */
-    uint16_t order[65536];  /* IN_ORDER: ids in flight, oldest first */
+    uint16_t next_id;         /* packed */
+    uint16_t places[RIG_IDS]; /* that a buffer's list takes, by its id */
+    bool taken[RIG_IDS];      /* split: descriptors in flight */
+    uint16_t order[RIG_IDS];  /* ids in flight, oldest first: a ring */
     uint16_t order_head, order_tail;
     /* batch of IN_ORDER being handed out */
     unsigned batch_left;
@@ -260,7 +263,7 @@ static uint64_t rig_alloc(uint64_t bytes, uint64_t align)
 
 static void *rig_map(size_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
     assert(p != MAP_FAILED);
     return p;
@@ -366,7 +369,8 @@ static void rig_lay_out(unsigned q, unsigned size)
                                              .call_fd = -1};
 }
 
-static void rig_init(const struct rig_options *options)
+/* Memory, and a device that no ring is attached to yet. */
+static void rig_attach(const struct rig_options *options)
 {
     const struct virtio_blk_events events = {.config_changed = rig_on_config,
                                              .needs_reset = rig_on_reset,
@@ -375,6 +379,41 @@ static void rig_init(const struct rig_options *options)
     struct virtio_blk_options device = options->device;
     struct error err = {""};
 
+    rig.loop = loop_create("test", &err);
+    assert(rig.loop);
+    device.num_queues = rig.num_queues;
+    if (!device.queue_size_max)
+        device.queue_size_max = 1024;
+    if (!device.logical_block_size)
+        device.logical_block_size = 512;
+    if (!device.physical_block_size)
+        device.physical_block_size = device.logical_block_size;
+    rig.device = virtio_blk_create((struct blk *)&fake, &device, &err);
+    if (!rig.device)
+        fprintf(stderr, "%s\n", err.text);
+    assert(rig.device);
+    virtio_blk_set_events(rig.device, &events);
+    rig.features = options->features | VIRTIO_BIT(VIRTIO_F_VERSION_1);
+    rig.features &= virtio_blk_device_features(rig.device);
+    if (virtio_blk_set_features(rig.device, rig.features) < 0)
+        assert(!"features");
+}
+
+/* Ends the device and its loop; memory stays as it is. */
+static void rig_detach(void)
+{
+    fake_release_all();
+    for (unsigned q = 0; q < rig.num_queues; q++)
+        rig_stop(q);
+    rig_settle();
+    virtio_blk_destroy(rig.device);
+    loop_destroy(rig.loop);
+    rig.device = NULL;
+    rig.loop = NULL;
+}
+
+static void rig_init(const struct rig_options *options)
+{
     memset(&fake, 0, sizeof(fake));
     memset(&rig, 0, sizeof(rig));
     fake.node.limits = rig_limits;
@@ -394,25 +433,8 @@ static void rig_init(const struct rig_options *options)
                                                          .user_addr = NEXT_ADDR + USER_OFFSET,
                                                          .bytes = NEXT_BYTES,
                                                          .host = rig.next});
-    rig.loop = loop_create("test", &err);
-    assert(rig.loop);
     rig.num_queues = options->num_queues ? options->num_queues : 1;
-    device.num_queues = rig.num_queues;
-    if (!device.queue_size_max)
-        device.queue_size_max = 1024;
-    if (!device.logical_block_size)
-        device.logical_block_size = 512;
-    if (!device.physical_block_size)
-        device.physical_block_size = device.logical_block_size;
-    rig.device = virtio_blk_create((struct blk *)&fake, &device, &err);
-    if (!rig.device)
-        fprintf(stderr, "%s\n", err.text);
-    assert(rig.device);
-    virtio_blk_set_events(rig.device, &events);
-    rig.features = options->features | VIRTIO_BIT(VIRTIO_F_VERSION_1);
-    rig.features &= virtio_blk_device_features(rig.device);
-    if (virtio_blk_set_features(rig.device, rig.features) < 0)
-        assert(!"features");
+    rig_attach(options);
     for (unsigned q = 0; q < rig.num_queues; q++) {
         rig_lay_out(q, options->size ? options->size : 16);
         if (!options->no_start && rig_start(q) < 0)
@@ -422,12 +444,8 @@ static void rig_init(const struct rig_options *options)
 
 static void rig_fini(void)
 {
-    fake_release_all();
-    for (unsigned q = 0; q < rig.num_queues; q++)
-        rig_stop(q);
-    rig_settle();
-    virtio_blk_destroy(rig.device);
-    loop_destroy(rig.loop);
+    if (rig.device)
+        rig_detach();
     munmap(fake.disk, DISK_BYTES);
     munmap(rig.low, LOW_BYTES);
     munmap(rig.next, NEXT_BYTES);
@@ -479,7 +497,7 @@ static bool UNUSED rig_room(unsigned q, unsigned places)
 
     if (queue->packed) {
         for (uint16_t at = queue->order_head; at != queue->order_tail; at++)
-            used += queue->places[queue->order[at]];
+            used += queue->places[queue->order[RIG_ID(at)]];
         return used + places <= queue->size;
     }
     for (unsigned i = 0; i < places; i++)
@@ -507,7 +525,8 @@ static uint16_t rig_add_mixed(unsigned q, const struct seg *segs, unsigned n, un
     }
     first = queue->next_desc;
     if (queue->packed) {
-        id = queue->next_id++;
+        id = queue->next_id;
+        queue->next_id = (uint16_t)RIG_ID(id + 1u);
         for (unsigned i = 0; i < places; i++) {
             struct virtq_packed_desc *desc = &queue->pdesc[queue->next_desc];
             uint16_t flags = list[i].write ? VIRTQ_DESC_F_WRITE : 0;
@@ -550,7 +569,7 @@ static uint16_t rig_add_mixed(unsigned q, const struct seg *segs, unsigned n, un
         queue->avail_idx++;
     }
     queue->places[id] = (uint16_t)places;
-    queue->order[queue->order_tail++] = id;
+    queue->order[RIG_ID(queue->order_tail++)] = id;
     queue->in_flight++;
     return id;
 }
@@ -598,7 +617,7 @@ static bool UNUSED rig_used(unsigned q, uint16_t *id, uint32_t *len)
                 return false;
             *id = le16_get(desc->id);
             *len = le32_get(desc->len);
-            places = queue->places[*id];
+            places = queue->places[RIG_ID(*id)];
         } else {
             struct virtq_used_elem *elem = &queue->used->ring[queue->used_idx % queue->size];
 
@@ -610,7 +629,7 @@ static bool UNUSED rig_used(unsigned q, uint16_t *id, uint32_t *len)
         if (in_order) {
             uint16_t at = queue->order_head;
 
-            while (queue->order[at] != *id) {
+            while (queue->order[RIG_ID(at)] != *id) {
                 assert(at != queue->order_tail);
                 at++;
             }
@@ -619,7 +638,7 @@ static bool UNUSED rig_used(unsigned q, uint16_t *id, uint32_t *len)
         }
     }
     if (in_order) {
-        *id = queue->order[queue->order_head++];
+        *id = queue->order[RIG_ID(queue->order_head++)];
         *len = queue->batch_left == 1 ? queue->batch_len : UINT32_MAX; /* "used completely" */
         places = queue->packed ? queue->places[*id] : 1u;
         queue->batch_left--;
@@ -634,12 +653,12 @@ static bool UNUSED rig_used(unsigned q, uint16_t *id, uint32_t *len)
     if (!in_order) {
         uint16_t at = queue->order_head;
 
-        while (queue->order[at] != *id) {
+        while (queue->order[RIG_ID(at)] != *id) {
             assert(at != queue->order_tail);
             at++;
         }
         for (; at != queue->order_head; at--)
-            queue->order[at] = queue->order[(uint16_t)(at - 1)];
+            queue->order[RIG_ID(at)] = queue->order[RIG_ID(at - 1u)];
         queue->order_head++;
     }
     queue->in_flight--;
