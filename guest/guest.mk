@@ -41,7 +41,7 @@ endef
 $(foreach a,$(GUEST_ARCHES),$(eval $(call guest_newlib,$(a))))
 
 # The images. An architecture has them when it has a linker script.
-GUEST_IMAGE_ARCHES := $(if $(wildcard guest/driver/vtr_pci.c),$(patsubst linker/%.ld,%,$(wildcard linker/*.ld)))
+GUEST_IMAGE_ARCHES := $(patsubst linker/%.ld,%,$(wildcard linker/*.ld))
 guest_includes = -nostdinc -isystem $(BUILD)/guest/$(1)/newlib/include \
                  -isystem $(shell $(GUEST_CROSS_$(1))gcc -print-file-name=include)
 guest_objects = $(patsubst %,$(BUILD)/guest/$(1)/obj/%.o,$(2))

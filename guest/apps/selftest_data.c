@@ -93,7 +93,7 @@ static void transfer_shape(struct test *test, const struct shape *shape, uint64_
         memcpy(segs[i].addr, flat + (size_t)i * shape->piece, segs[i].len);
     struct vblk_request request = {.op = VBLK_WRITE, .sector = sector, .segs = segs, .nsegs = count};
     check_result(test, shape->name, vblk_run(test->disk, 0, &request), 0);
-    memset(memory, 0xee, spread);
+    memset(memory, 0xee, spread + 4096);
     request = (struct vblk_request){.op = VBLK_READ, .sector = sector, .segs = segs, .nsegs = count};
     check_result(test, shape->name, vblk_run(test->disk, 0, &request), 0);
     for (unsigned i = 0; i < count && !test->failed; i++) {

@@ -48,7 +48,8 @@ void machine_heap(char **start, char **end);
 struct machine_disk {
     struct vtr *transport;
     const struct vblk_platform *platform;
-    char where[48]; /* "pci 00:04.0", "mmio 0xfeb00e00" */
+    bool has_interrupt; /* without, waiting for it is polling */
+    char where[48];     /* "pci 00:04.0", "mmio 0xfeb00e00" */
 };
 
 unsigned machine_disk_count(void);

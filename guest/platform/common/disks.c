@@ -22,7 +22,6 @@ struct disk {
         };
     };
     unsigned vectors; /* MSI-X messages: nothing to acknowledge. 0: a line */
-    bool interrupt;   /* an interrupt of some kind ends arch_wait; without, waiting is polling */
     void (*on_wake)(void *opaque);
     void *on_wake_opaque;
 };
@@ -70,7 +69,7 @@ static unsigned interrupted_cpu(const struct disk *disk, unsigned queue)
 static void wait(void *ctx, unsigned queue, uint64_t deadline_ns)
 {
     struct disk *disk = ctx;
-    if (!disk->interrupt) {
+    if (!disk->machine.has_interrupt) {
         machine_relax();
         return;
     }
@@ -141,10 +140,10 @@ static void found_pci(struct pci_function *f)
     append_hex(where, ":", f->bdf >> 3 & 31, 2);
     append_hex(where, ".", f->bdf & 7, 1);
     unsigned vectors = disk->vectors = pci_enable_msix(f, 1 + VTR_PCI_QUEUES_MAX);
-    disk->interrupt = vectors > 0;
+    disk->machine.has_interrupt = vectors > 0;
     if (!vectors) {
         int irq = arch_pci_irq(f->bdf);
-        disk->interrupt = irq >= 0 && arch_irq_enable((unsigned)irq) == 0;
+        disk->machine.has_interrupt = irq >= 0 && arch_irq_enable((unsigned)irq) == 0;
     }
     if (vtr_pci_init(&disk->pci, &f->access, vectors) == 0) {
         disk->machine.transport = &disk->pci.vtr;
@@ -173,7 +172,7 @@ static void probe_mmio(const struct arch_mmio *m)
     if (vtr_mmio_init(&disk->mmio, &disk->mmio_access, m->size) != 0)
         return; /* an empty slot, or another kind of device */
     disk->machine.transport = &disk->mmio.vtr;
-    disk->interrupt = arch_irq_enable(m->irq) == 0;
+    disk->machine.has_interrupt = arch_irq_enable(m->irq) == 0;
     if (disk->mmio.version == 1)
         strcat(disk->machine.where, " legacy");
     num_disks++;
