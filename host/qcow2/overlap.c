@@ -1,0 +1,171 @@
+/*
+ * What lies where: an exact map from cluster to the kind of metadata in it, so that nothing is written over
+ * metadata of another kind, whatever the tables say. The classes are those of QEMU's overlap-check.
+ *
+ * What always holds: every cluster of the header, the active L1 and L2 tables, the refcount structures, the
+ * snapshot table with the snapshots' L1 tables, the bitmap directory and the encryption header is in the map.
+ * Changes under the metadata lock.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "host/qcow2/qcow2_state.h"
+
+#define CLASS_BITS 4u
+#define CLASS_MASK ((1ull << CLASS_BITS) - 1)
+
+static const char *const names[QCOW2_OL_COUNT] = {
+    [QCOW2_OL_NONE] = "none",
+    [QCOW2_OL_MAIN_HEADER] = "main-header",
+    [QCOW2_OL_ACTIVE_L1] = "active-l1",
+    [QCOW2_OL_ACTIVE_L2] = "active-l2",
+    [QCOW2_OL_REFCOUNT_TABLE] = "refcount-table",
+    [QCOW2_OL_REFCOUNT_BLOCK] = "refcount-block",
+    [QCOW2_OL_SNAPSHOT_TABLE] = "snapshot-table",
+    [QCOW2_OL_INACTIVE_L1] = "inactive-l1",
+    [QCOW2_OL_INACTIVE_L2] = "inactive-l2",
+    [QCOW2_OL_BITMAP_DIRECTORY] = "bitmap-directory",
+    [QCOW2_OL_CRYPT_HEADER] = "encryption-header",
+};
+
+const char *qcow2_overlap_name(enum qcow2_overlap what)
+{
+    return what < QCOW2_OL_COUNT ? names[what] : "unknown";
+}
+
+static size_t hash(const struct qcow2_overlap_map *map, uint64_t cluster)
+{
+    return (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 20) & (map->room - 1);
+}
+
+static uint64_t slot_cluster(uint64_t slot)
+{
+    return (slot - 1) >> CLASS_BITS;
+}
+
+static void insert(struct qcow2_overlap_map *map, uint64_t slot)
+{
+    size_t i = hash(map, slot_cluster(slot));
+    while (map->slots[i])
+        i = (i + 1) & (map->room - 1);
+    map->slots[i] = slot;
+    map->count++;
+}
+
+static int grow(struct qcow2_overlap_map *map, size_t more)
+{
+    size_t room = map->room ? map->room : 256;
+    while ((map->count + more) * 2 > room)
+        room *= 2;
+    if (room == map->room)
+        return 0;
+    struct qcow2_overlap_map bigger = {.slots = calloc(room, sizeof(uint64_t)), .room = room};
+    if (!bigger.slots)
+        return -ENOMEM;
+    for (size_t i = 0; i < map->room; i++) {
+        if (map->slots[i])
+            insert(&bigger, map->slots[i]);
+    }
+    free(map->slots);
+    *map = bigger;
+    return 0;
+}
+
+static enum qcow2_overlap lookup(const struct qcow2_overlap_map *map, uint64_t cluster)
+{
+    if (!map->room)
+        return QCOW2_OL_NONE;
+    for (size_t i = hash(map, cluster); map->slots[i]; i = (i + 1) & (map->room - 1)) {
+        if (slot_cluster(map->slots[i]) == cluster)
+            return (enum qcow2_overlap)((map->slots[i] - 1) & CLASS_MASK);
+    }
+    return QCOW2_OL_NONE;
+}
+
+static void erase(struct qcow2_overlap_map *map, uint64_t cluster)
+{
+    if (!map->room)
+        return;
+    size_t mask = map->room - 1, i = hash(map, cluster);
+    while (map->slots[i] && slot_cluster(map->slots[i]) != cluster)
+        i = (i + 1) & mask;
+    if (!map->slots[i])
+        return;
+    map->slots[i] = 0;
+    map->count--;
+    /* Close the gap: whatever would no longer be found from its own place moves into it. */
+    for (size_t j = (i + 1) & mask; map->slots[j]; j = (j + 1) & mask) {
+        size_t home = hash(map, slot_cluster(map->slots[j]));
+        if (((j - home) & mask) >= ((j - i) & mask)) {
+            map->slots[i] = map->slots[j];
+            map->slots[j] = 0;
+            i = j;
+        }
+    }
+}
+
+int qcow2_overlap_add(struct qcow2 *s, uint64_t host, uint64_t bytes, enum qcow2_overlap what)
+{
+    if (!bytes)
+        return 0;
+    uint64_t first = host >> s->cluster_bits, end = (host + bytes - 1) >> s->cluster_bits;
+    int ret = grow(&s->overlap, (size_t)(end - first + 1));
+    if (ret < 0)
+        return ret;
+    for (uint64_t c = first; c <= end; c++) {
+        if (lookup(&s->overlap, c) == QCOW2_OL_NONE)
+            insert(&s->overlap, (c << CLASS_BITS | (uint64_t)what) + 1);
+    }
+    return 0;
+}
+
+void qcow2_overlap_remove(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    if (!bytes)
+        return;
+    for (uint64_t c = host >> s->cluster_bits; c <= (host + bytes - 1) >> s->cluster_bits; c++)
+        erase(&s->overlap, c);
+}
+
+enum qcow2_overlap qcow2_overlap_check(const struct qcow2 *s, uint64_t host, uint64_t bytes,
+                                       enum qcow2_overlap own, uint64_t *at)
+{
+    if (!bytes)
+        return QCOW2_OL_NONE;
+    for (uint64_t c = host >> s->cluster_bits; c <= (host + bytes - 1) >> s->cluster_bits; c++) {
+        enum qcow2_overlap what = lookup(&s->overlap, c);
+        if (what != QCOW2_OL_NONE && what != own) {
+            if (at)
+                *at = c << s->cluster_bits;
+            return what;
+        }
+    }
+    return QCOW2_OL_NONE;
+}
+
+int qcow2_overlap_build(struct qcow2 *s)
+{
+    int ret = qcow2_overlap_add(s, 0, s->cluster_bytes, QCOW2_OL_MAIN_HEADER);
+    if (ret == 0)
+        ret = qcow2_overlap_add(s, s->l1_offset, (uint64_t)s->l1_size * 8, QCOW2_OL_ACTIVE_L1);
+    if (ret == 0)
+        ret = qcow2_overlap_add(s, s->reftable_offset, (uint64_t)s->reftable_clusters << s->cluster_bits,
+                                QCOW2_OL_REFCOUNT_TABLE);
+    if (ret == 0)
+        ret = qcow2_overlap_add(s, s->snapshots_offset, s->snapshots_bytes, QCOW2_OL_SNAPSHOT_TABLE);
+    for (uint32_t i = 0; ret == 0 && i < s->reftable_entries; i++) {
+        if (s->reftable[i])
+            ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,
+                                    QCOW2_OL_REFCOUNT_BLOCK);
+    }
+    for (uint32_t i = 0; ret == 0 && i < s->l1_size; i++) {
+        if (s->l1[i] & QCOW2_L1_OFFSET_MASK)
+            ret = qcow2_overlap_add(s, s->l1[i] & QCOW2_L1_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);
+    }
+    for (uint32_t i = 0; ret == 0 && i < s->nb_snapshots && s->snapshots; i++) {
+        if (s->snapshots[i].l1_size <= QCOW2_MAX_L1_BYTES / 8)
+            ret = qcow2_overlap_add(s, s->snapshots[i].l1_offset, (uint64_t)s->snapshots[i].l1_size * 8,
+                                    QCOW2_OL_INACTIVE_L1);
+    }
+    return ret;
+}

@@ -1,0 +1,170 @@
+/*
+ * Cache of metadata slices: see table_cache.h for what always holds.
+ *
+ * Set-associative, so that a reader without a lock compares at most eight keys; a clock hand for each set
+ * chooses the victim. The dirty slots are on one list in the order in which they became dirty.
+ */
+#include "host/qcow2/table_cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+int table_cache_init(struct table_cache *cache, uint32_t slice_bytes, uint64_t slices)
+{
+    memset(cache, 0, sizeof(*cache));
+    uint64_t sets = (slices + TABLE_CACHE_WAYS - 1) / TABLE_CACHE_WAYS;
+    if (sets < 4)
+        sets = 4;
+    if (sets > UINT32_MAX / TABLE_CACHE_WAYS / 2)
+        return -ENOMEM;
+    size_t slots = (size_t)sets * TABLE_CACHE_WAYS;
+    cache->slice_bytes = slice_bytes;
+    cache->slice_words = slice_bytes / 8;
+    cache->nb_sets = (uint32_t)sets;
+    cache->dirty_first = cache->dirty_last = TABLE_CACHE_END;
+    cache->keys = malloc(slots * sizeof(*cache->keys));
+    cache->slots = calloc(slots, sizeof(*cache->slots));
+    cache->hands = calloc(sets, sizeof(*cache->hands));
+    cache->words_bytes = slots * slice_bytes;
+    /* Touched, and so paid for, only as slots come into use. */
+    void *words = mmap(NULL, cache->words_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    cache->words = words == MAP_FAILED ? NULL : words;
+    if (!cache->keys || !cache->slots || !cache->hands || !cache->words) {
+        table_cache_destroy(cache);
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < slots; i++)
+        cache->keys[i] = TABLE_CACHE_NONE;
+    return 0;
+}
+
+void table_cache_destroy(struct table_cache *cache)
+{
+    free(cache->keys);
+    free(cache->slots);
+    free(cache->hands);
+    if (cache->words)
+        munmap(cache->words, cache->words_bytes);
+    memset(cache, 0, sizeof(*cache));
+}
+
+int64_t table_cache_find(const struct table_cache *cache, uint64_t key)
+{
+    uint32_t base = (uint32_t)(key % cache->nb_sets) * TABLE_CACHE_WAYS;
+    for (uint32_t i = 0; i < TABLE_CACHE_WAYS; i++) {
+        if (cache->keys[base + i] == key) {
+            __atomic_store_n(&cache->slots[base + i].used, 1, __ATOMIC_RELAXED);
+            return base + i;
+        }
+    }
+    return -1;
+}
+
+static void set_key(struct table_cache *cache, uint32_t slot, uint64_t key)
+{
+    __atomic_store_n(&cache->keys[slot], key, __ATOMIC_RELEASE);
+}
+
+void table_cache_change_begin(struct table_cache *cache, uint32_t slot)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    __atomic_store_n(&s->seq, s->seq + 1, __ATOMIC_RELAXED);
+}
+
+void table_cache_change_end(struct table_cache *cache, uint32_t slot)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    /* Pairs with the acquire in table_cache_read_begin. */
+    __atomic_store_n(&s->seq, s->seq + 1, __ATOMIC_RELEASE);
+}
+
+int64_t table_cache_claim(struct table_cache *cache, uint64_t key)
+{
+    uint32_t set = (uint32_t)(key % cache->nb_sets), base = set * TABLE_CACHE_WAYS;
+    /* Twice round: the first time takes the `used` marks away. */
+    for (uint32_t i = 0; i < 2 * TABLE_CACHE_WAYS; i++) {
+        uint32_t slot = base + cache->hands[set];
+        cache->hands[set] = (uint8_t)((cache->hands[set] + 1) % TABLE_CACHE_WAYS);
+        struct table_cache_slot *s = &cache->slots[slot];
+        if (s->state == SLOT_LOADING || s->dirty || s->writing)
+            continue;
+        if (s->state == SLOT_VALID && __atomic_exchange_n(&s->used, 0, __ATOMIC_RELAXED))
+            continue;
+        table_cache_change_begin(cache, slot);
+        s->state = SLOT_LOADING;
+        set_key(cache, slot, key);
+        return slot;
+    }
+    return -1;
+}
+
+void table_cache_loaded(struct table_cache *cache, uint32_t slot, const uint64_t *words)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    uint64_t *to = table_cache_words(cache, slot);
+    for (uint32_t i = 0; i < cache->slice_words; i++)
+        table_cache_store(&to[i], words ? words[i] : 0);
+    s->state = SLOT_VALID;
+    __atomic_store_n(&s->used, 1, __ATOMIC_RELAXED);
+    table_cache_change_end(cache, slot);
+    co_queue_wake_all(&s->waiters);
+}
+
+void table_cache_load_failed(struct table_cache *cache, uint32_t slot)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    set_key(cache, slot, TABLE_CACHE_NONE);
+    s->state = SLOT_EMPTY;
+    table_cache_change_end(cache, slot);
+    co_queue_wake_all(&s->waiters);
+}
+
+void table_cache_set_dirty(struct table_cache *cache, uint32_t slot, uint64_t gen)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    if (s->dirty)
+        return;
+    s->dirty = true;
+    s->dirty_gen = gen;
+    s->dirty_next = TABLE_CACHE_END;
+    s->dirty_prev = cache->dirty_last;
+    if (cache->dirty_last == TABLE_CACHE_END)
+        cache->dirty_first = slot;
+    else
+        cache->slots[cache->dirty_last].dirty_next = slot;
+    cache->dirty_last = slot;
+    cache->nb_dirty++;
+}
+
+void table_cache_clear_dirty(struct table_cache *cache, uint32_t slot)
+{
+    struct table_cache_slot *s = &cache->slots[slot];
+    if (!s->dirty)
+        return;
+    s->dirty = false;
+    if (s->dirty_prev == TABLE_CACHE_END)
+        cache->dirty_first = s->dirty_next;
+    else
+        cache->slots[s->dirty_prev].dirty_next = s->dirty_next;
+    if (s->dirty_next == TABLE_CACHE_END)
+        cache->dirty_last = s->dirty_prev;
+    else
+        cache->slots[s->dirty_next].dirty_prev = s->dirty_prev;
+    cache->nb_dirty--;
+}
+
+void table_cache_forget(struct table_cache *cache, uint64_t first, uint64_t end)
+{
+    size_t slots = (size_t)cache->nb_sets * TABLE_CACHE_WAYS;
+    for (size_t i = 0; i < slots; i++) {
+        if (cache->keys[i] == TABLE_CACHE_NONE || cache->keys[i] < first || cache->keys[i] >= end)
+            continue;
+        table_cache_change_begin(cache, (uint32_t)i);
+        table_cache_clear_dirty(cache, (uint32_t)i);
+        set_key(cache, (uint32_t)i, TABLE_CACHE_NONE);
+        cache->slots[i].state = SLOT_EMPTY;
+        table_cache_change_end(cache, (uint32_t)i);
+    }
+}
