@@ -112,8 +112,6 @@ static int queue_reset(struct queue *q)
     const struct vtr_ops *ops = disk->vtr->ops;
     uint64_t since = now_ns(disk);
 
-    if (!has_feature(disk, VIRTIO_F_RING_RESET))
-        return -VBLK_ENOTSUP;
     ops->queue_reset(disk->vtr, q->index);
     while (!ops->queue_is_reset(disk->vtr, q->index)) {
         if (now_ns(disk) - since >= disk->deadline_ns) {
@@ -192,7 +190,7 @@ static void queue_recover(struct queue *q, bool device)
     if (!control_try(disk))
         return; /* somebody else is at it */
     tried = __atomic_load_n(&disk->resets, __ATOMIC_RELAXED);
-    if (!device && tried == 0) {
+    if (!device && tried == 0 && has_feature(disk, VIRTIO_F_RING_RESET)) {
         disk->recoveries++;
         q->stats.recoveries++;
         __atomic_store_n(&disk->resets, 1, __ATOMIC_RELAXED);

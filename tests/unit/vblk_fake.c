@@ -270,7 +270,7 @@ static int queue_enable(struct vtr *vtr, const struct vtr_queue *queue)
     unsigned n = queue->size;
 
     fake_note(fake, EV_QUEUE_ENABLE, queue->index, queue->vector);
-    if (queue->index >= fake->num_queues)
+    if (queue->index >= fake->num_queues || fake->queue[queue->index].size_max == 0)
         return -VBLK_ENODEV;
     q = &fake->queue[queue->index];
     if (fake->status & VIRTIO_STATUS_DRIVER_OK && !fake_has(fake, VIRTIO_F_RING_RESET))
