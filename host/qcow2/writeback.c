@@ -37,14 +37,14 @@ struct piece {
 struct round {
     struct qcow2 *s;
     struct piece *pieces;
-    uint32_t base; /* in wb_buffer */
+    uint32_t base, room; /* in wb_buffer */
     unsigned count;
     uint32_t used;
 };
 
 static struct piece *round_add(struct round *round, uint64_t host, uint32_t bytes)
 {
-    if (round->count == ROUND_MAX || round->used + bytes > ROUND_BYTES)
+    if (round->count == ROUND_MAX || round->used + bytes > round->room)
         return NULL;
     struct piece *piece = &round->pieces[round->count++];
     *piece = (struct piece){.host = host, .bytes = bytes, .at = round->base + round->used, .slot = -1};
@@ -223,64 +223,65 @@ static int coroutine_fn co_write_refcounts(struct qcow2 *s, struct round *round,
     }
 }
 
-/* Step 3 */
-static int coroutine_fn co_write_reftable(struct qcow2 *s, struct round *round)
+/* The rounds of one writeback: their copies share wb_buffer. */
+struct rounds {
+    struct round mapping;   /* L1 and L2 */
+    struct round refcounts; /* blocks */
+    struct round reftable;
+};
+
+/* [lock] Everything is copied at one moment. What the refcount table's copies name was made before it, and so
+ * were the counts of what the copied entries point to: REF_GEN bounds them. */
+static bool take_round(struct qcow2 *s, struct rounds *rounds, uint64_t gen, uint64_t *ref_gen)
 {
-    bool any = false;
-    int ret = 0;
-    while (ret == 0) {
-        qcow2_lock(s);
-        take_table(round, s->reftable, s->reftable_entries, s->reftable_offset, s->reftable_dirty,
-                   &s->reftable_nb_dirty);
-        qcow2_unlock(s);
-        if (!round->count)
-            break;
-        any = true;
+    take_table(&rounds->reftable, s->reftable, s->reftable_entries, s->reftable_offset, s->reftable_dirty,
+               &s->reftable_nb_dirty);
+    *ref_gen = ++s->gen;
+    if (s->reftable_nb_dirty)
+        return true; /* no entry goes out before all of the table that it may rest on */
+    take_table(&rounds->mapping, s->l1, s->l1_size, s->l1_offset, s->l1_dirty, &s->l1_nb_dirty);
+    take_slices(&rounds->mapping, &s->l2, gen, true);
+    return s->l1_nb_dirty ||
+           (s->l2.dirty_first != TABLE_CACHE_END && s->l2.slots[s->l2.dirty_first].dirty_gen < gen);
+}
+
+static int coroutine_fn co_write_taken(struct round *round, int ret)
+{
+    if (!round->count)
+        return ret;
+    if (ret == 0)
         ret = co_write_round(round);
-        co_end_round(round, ret);
-    }
-    if (any && ret == 0)
-        ret = co_barrier(s);
+    co_end_round(round, ret);
     return ret;
 }
 
 /* Steps 1 to 4 for as much as fits the buffer of what became dirty before generation GEN. *MORE: there is
  * more of it. */
-static int coroutine_fn co_one_round(struct qcow2 *s, struct round *round, struct round *ref_round,
-                                     uint64_t gen, bool *more)
+static int coroutine_fn co_one_round(struct qcow2 *s, struct rounds *rounds, uint64_t gen, bool *more)
 {
+    uint64_t ref_gen;
     qcow2_lock(s);
-    take_table(round, s->l1, s->l1_size, s->l1_offset, s->l1_dirty, &s->l1_nb_dirty);
-    take_slices(round, &s->l2, gen, true);
-    *more = s->l1_nb_dirty ||
-            (s->l2.dirty_first != TABLE_CACHE_END && s->l2.slots[s->l2.dirty_first].dirty_gen < gen);
-    bool reftable = s->reftable_nb_dirty != 0;
+    *more = take_round(s, rounds, gen, &ref_gen);
     bool refcounts = s->ref.nb_dirty != 0;
-    /* What the copied entries point to was counted before this moment. */
-    uint64_t ref_gen = ++s->gen;
     qcow2_unlock(s);
 
+    bool reftable = rounds->reftable.count != 0;
     int ret = 0;
 #ifdef RINGSIDE_BREAK_QCOW2_ORDER
-    if (round->count) {
-        ret = co_write_round(round);
+    if (rounds->mapping.count) {
+        ret = co_write_taken(&rounds->mapping, ret);
         if (ret == 0)
             ret = co_barrier(s);
-        co_end_round(round, ret);
     }
 #endif
     if (ret == 0 && refcounts)
-        ret = co_write_refcounts(s, ref_round, ref_gen);
-    if (ret == 0 && (round->count || reftable))
+        ret = co_write_refcounts(s, &rounds->refcounts, ref_gen);
+    if (ret == 0 && (rounds->mapping.count || reftable))
         ret = co_barrier(s);
-    if (ret == 0 && reftable)
-        ret = co_write_reftable(s, ref_round);
-    if (round->count) {
-        if (ret == 0)
-            ret = co_write_round(round);
-        co_end_round(round, ret);
-    }
-    return ret;
+    ret = co_write_taken(&rounds->reftable, ret);
+    if (ret == 0 && reftable && rounds->mapping.count)
+        ret = co_barrier(s);
+    return co_write_taken(&rounds->mapping, ret);
 }
 
 static int coroutine_fn co_run(struct qcow2 *s, bool durable)
@@ -293,21 +294,24 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable)
     bool anything = s->l2.nb_dirty || s->ref.nb_dirty || s->l1_nb_dirty || s->reftable_nb_dirty;
     qcow2_unlock(s);
 
-    struct round round = {.s = s}, ref_round = {.s = s, .base = ROUND_BYTES};
+    struct rounds rounds = {.mapping = {.s = s, .room = ROUND_BYTES},
+                            .refcounts = {.s = s, .base = ROUND_BYTES, .room = ROUND_BYTES / 2},
+                            .reftable = {.s = s, .base = ROUND_BYTES * 3 / 2, .room = ROUND_BYTES / 2}};
     int ret = s->io_error;
     if (ret == 0 && anything) {
         if (!s->wb_buffer)
-            s->wb_buffer = node_buffer(s->node->file, 2 * ROUND_BYTES);
+            s->wb_buffer = node_buffer(s->node->file, 2ul * ROUND_BYTES);
         if (!s->wb_pieces)
-            s->wb_pieces = malloc(2 * sizeof(struct piece) * ROUND_MAX);
+            s->wb_pieces = malloc(3 * sizeof(struct piece) * ROUND_MAX);
         if (!s->wb_buffer || !s->wb_pieces)
             ret = -ENOMEM;
-        round.pieces = s->wb_pieces;
-        ref_round.pieces = round.pieces + ROUND_MAX;
+        rounds.mapping.pieces = s->wb_pieces;
+        rounds.refcounts.pieces = rounds.mapping.pieces + ROUND_MAX;
+        rounds.reftable.pieces = rounds.refcounts.pieces + ROUND_MAX;
     }
     bool more = anything;
     while (ret == 0 && more)
-        ret = co_one_round(s, &round, &ref_round, gen, &more);
+        ret = co_one_round(s, &rounds, gen, &more);
     if (ret == 0 && durable)
         ret = co_barrier(s);
 
