@@ -18,10 +18,6 @@
 #include "host/block/log_writes.h"
 #include "host/block/resolve.h"
 
-/* Linked in where the qcow2 library is; a program without it opens everything else. */
-#pragma weak qcow2_driver
-
-
 const struct node_driver *const node_drivers[] = {&raw_driver, &null_driver, &qcow2_driver, NULL};
 
 const struct node_driver *node_driver_find(const char *format_name)
