@@ -43,6 +43,10 @@ static int check_options(const struct virtio_blk_options *options, struct error 
             err, -EINVAL,
             "a physical block size of %u is not possible (a power of two from the logical one to 2 MiB is)",
             options->physical_block_size);
+    /* Above these, the values are reserved (5.2.6): never to be sent. */
+    if (options->lifetime_pre_eol > 3 || options->lifetime_type_a > 11 || options->lifetime_type_b > 11)
+        return error_set(err, -EINVAL, "a lifetime of %u,%u,%u is not possible (at most 3,11,11)",
+                         options->lifetime_pre_eol, options->lifetime_type_a, options->lifetime_type_b);
     return 0;
 }
 
@@ -168,6 +172,8 @@ uint64_t virtio_blk_device_features(const struct virtio_blk *device)
         if (device->options.secure_erase)
             features |= VIRTIO_BIT(VIRTIO_BLK_F_SECURE_ERASE);
     }
+    if (device->options.lifetime)
+        features |= VIRTIO_BIT(VIRTIO_BLK_F_LIFETIME);
     features &= ~device->options.features_off;
     /* What needs a feature that is off is off as well (2.2.2, 5.2.5.2). */
     if (!(features & VIRTIO_BIT(VIRTIO_BLK_F_FLUSH)))
@@ -245,4 +251,8 @@ void virtio_blk_reset(struct virtio_blk *device)
 
 void virtio_blk_resume(struct virtio_blk *device)
 {
+    /* A queue that is not running has nothing parked; its loop is known once it was started. */
+    for (unsigned i = 0; i < device->options.num_queues; i++)
+        if (__atomic_load_n(&device->queues[i].state, __ATOMIC_ACQUIRE) == QUEUE_RUNNING)
+            loop_bh_schedule(&device->queues[i].resume);
 }

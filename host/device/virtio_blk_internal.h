@@ -10,6 +10,7 @@
 #ifndef RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 #define RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 
+#include "host/device/dirty_log.h"
 #include "host/device/ring_inflight.h"
 #include "host/device/virtio_blk.h"
 #include "host/device/virtqueue.h"
@@ -51,7 +52,7 @@ struct virtio_blk_request {
     bool done;                 /* IN_ORDER: finished, waits for older ones */
     bool merged;               /* in a merged request, or was: not merged again */
     bool issuing, issued_done; /* ranges: a completion inside the call that submits */
-    bool range_failed;
+    int range_result;
     union request_block *merged_block; /* head of a merged request: the joined segments */
     struct iovec inline_iov[REQUEST_INLINE_IOV];
 } __attribute__((aligned(CACHE_LINE)));
@@ -111,9 +112,16 @@ struct virtio_blk_queue {
     struct loop_fd kick;
     struct loop_deferred flush;
     struct loop_bh again;
+    struct loop_bh resume;
+    struct virtio_blk_request *parked; /* by the error policy; newest first */
+    struct dirty_log log;
+    bool log_used;
+    guest_addr log_used_addr;
+    const struct guest_memory *memory;
     struct loop_timer repoll; /* no_kicks */
     uint64_t repoll_ns;
     struct loop_timer coalesce;
+    unsigned num_used;  /* finished since used entries were last published */
     unsigned coalesced; /* completions that wait for an interrupt */
     struct queue_control control;
     struct multireq multireq;
@@ -154,6 +162,8 @@ void virtio_blk_queue_free(struct virtio_blk_queue *queue);
 void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why);
 /* Puts a finished request's buffer back with LEN bytes written, and lets go of the request. */
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len);
+/* Lets go of a request that is not given back (the inflight region keeps it). */
+void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_request *request);
 /* A block, or NULL. */
 union request_block *request_block_get(struct virtio_blk_queue *queue);
 void request_block_put(struct virtio_blk_queue *queue, union request_block *block);
@@ -167,5 +177,14 @@ void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uin
 void virtio_blk_complete_rw(struct virtio_blk_request *request, int result);
 /* Submits one IN or OUT as it is. */
 void virtio_blk_submit_rw(struct virtio_blk_request *request);
+/* Submits once more what the block layer failed, of any type. */
+void virtio_blk_submit(struct virtio_blk_request *request);
+
+/* virtio_blk_errors.c */
+/* The block layer failed REQUEST with RESULT: true and *STATUS to answer with, or false: it is parked. */
+bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *status);
+void virtio_blk_queue_resume(struct virtio_blk_queue *queue);
+/* The queue stops: parked requests are failed, or left to the inflight region. */
+void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue);
 
 #endif

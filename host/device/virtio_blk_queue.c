@@ -62,6 +62,12 @@ static bool block_at_hand(struct virtio_blk_queue *queue)
     return true;
 }
 
+/* virtio_blk_resume looks at it from anywhere. */
+static void set_state(struct virtio_blk_queue *queue, enum queue_state state)
+{
+    __atomic_store_n(&queue->state, state, __ATOMIC_RELEASE);
+}
+
 /* ---- fetching ---- */
 
 void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why)
@@ -173,6 +179,19 @@ static bool fetch(struct virtio_blk_queue *queue)
     return taken == HANDLE_MAX;
 }
 
+/* What we write to the ring itself: all of it is marked, it is a page or two. */
+static void log_ring(struct virtio_blk_queue *queue)
+{
+    const struct virtqueue *vq = &queue->vq;
+
+    if (!queue->log_used)
+        return;
+    dirty_log_mark(&queue->log, queue->log_used_addr,
+                   vq->packed ? sizeof(struct virtq_packed_event) : VIRTQ_USED_BYTES((uint64_t)vq->size));
+    if (vq->packed)
+        dirty_log_mark_host(&queue->log, queue->memory, vq->ring.desc, VIRTQ_DESC_BYTES((uint64_t)vq->size));
+}
+
 /* Step 3. */
 static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
 {
@@ -200,6 +219,8 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
     }
     multireq_submit(queue);
     queue->handling = false;
+    if (__builtin_expect(queue->log.bits != NULL, 0))
+        log_ring(queue); /* notifications on or off are words in it */
     if (more && queue->state == QUEUE_RUNNING)
         loop_bh_schedule(&queue->again);
     else if (more)
@@ -209,6 +230,11 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
 static void on_again(void *opaque)
 {
     virtio_blk_handle_queue(opaque);
+}
+
+static void on_resume(void *opaque)
+{
+    virtio_blk_queue_resume(opaque);
 }
 
 static void on_kick(void *opaque)
@@ -310,9 +336,15 @@ static void push_in_order(struct virtio_blk_queue *queue)
     }
 }
 
+void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_request *request)
+{
+    request_put(queue, request);
+}
+
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
 {
     STAT_ADD(queue, completed, 1);
+    queue->num_used++;
     if (queue->in_order) {
         request->len = len;
         request->done = true;
@@ -373,8 +405,9 @@ static void queue_try_finish_stop(struct virtio_blk_queue *queue);
 static void on_flush(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
-    uint32_t before = queue->vq.since_signal;
+    unsigned fresh = queue->num_used;
 
+    queue->num_used = 0;
     if (queue->in_order)
         push_in_order(queue);
     if (queue->inflight.num_batch > 0)
@@ -382,8 +415,10 @@ static void on_flush(void *opaque)
     if (virtqueue_publish(&queue->vq)) {
         if (queue->track_inflight)
             ring_inflight_published(&queue->inflight);
+        if (__builtin_expect(queue->log.bits != NULL, 0))
+            log_ring(queue);
         STAT_ADD(queue, batches, 1);
-        interrupt_or_wait(queue, queue->vq.since_signal - before);
+        interrupt_or_wait(queue, fresh);
     }
     if (queue->stalled && block_at_hand(queue)) {
         queue->stalled = false;
@@ -415,6 +450,7 @@ void virtio_blk_queue_init(struct virtio_blk *device, unsigned index)
                                    .opaque = queue};
     queue->flush = (struct loop_deferred){.fn = on_flush, .opaque = queue};
     queue->again = (struct loop_bh){.fn = on_again, .opaque = queue};
+    queue->resume = (struct loop_bh){.fn = on_resume, .opaque = queue};
     queue->repoll = (struct loop_timer){.fire = on_repoll, .opaque = queue};
     queue->coalesce = (struct loop_timer){.fire = on_coalesce, .opaque = queue};
 }
@@ -455,7 +491,7 @@ static void control_start(void *opaque)
     struct virtio_blk_queue *queue = opaque;
     uint64_t one = 1;
 
-    queue->state = QUEUE_RUNNING;
+    set_state(queue, QUEUE_RUNNING);
     if (loop_fd_add(queue->loop, &queue->kick) < 0) {
         virtio_blk_queue_break(queue, "the kick descriptor can't be waited for");
         control_done(queue);
@@ -546,9 +582,14 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
         queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
     }
     queue->loop = loop;
-    queue->again.loop = loop;
+    queue->again.loop = queue->resume.loop = loop;
+    queue->parked = NULL;
+    queue->memory = setup->memory;
+    queue->log = (struct dirty_log){setup->log, setup->log_bytes};
+    queue->log_used = setup->log_used;
+    queue->log_used_addr.value = setup->log_used_addr;
     queue->broken = queue->polling = queue->handling = queue->stalled = false;
-    queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = 0;
+    queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = queue->num_used = 0;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
     queue->call_fd = setup->call_fd;
@@ -566,7 +607,7 @@ static void queue_try_finish_stop(struct virtio_blk_queue *queue)
     loop_timer_cancel(&queue->coalesce);
     if (queue->coalesced > 0)
         interrupt(queue);
-    queue->state = QUEUE_STOPPED;
+    set_state(queue, QUEUE_STOPPED);
     control_done(queue);
 }
 
@@ -574,10 +615,12 @@ static void control_stop(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
 
-    queue->state = QUEUE_STOPPING;
+    set_state(queue, QUEUE_STOPPING);
     if (queue->kick.added)
         loop_fd_remove(&queue->kick);
     loop_bh_cancel(&queue->again);
+    loop_bh_cancel(&queue->resume);
+    virtio_blk_queue_drop_parked(queue);
     loop_timer_cancel(&queue->repoll);
     virtio_blk_handle_queue(queue);
     queue_try_finish_stop(queue);

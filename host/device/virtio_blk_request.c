@@ -17,6 +17,16 @@
 
 /* ---- the answer ---- */
 
+/* A read that failed may have written some of its data. */
+static void log_written(struct virtio_blk_request *request)
+{
+    struct virtio_blk_queue *queue = request->queue;
+
+    dirty_log_mark_host(&queue->log, queue->memory, request->status, 1);
+    if (request->type == VIRTIO_BLK_T_IN)
+        dirty_log_mark_iov(&queue->log, queue->memory, request->iov, request->niov);
+}
+
 void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uint64_t data_bytes)
 {
     struct virtio_blk_queue *queue = request->queue;
@@ -24,6 +34,8 @@ void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uin
 
     trace(TRACE_VIRTIO_BLK_COMPLETE, request->blk.trace_id, request->offset, request->bytes);
     __atomic_store_n(request->status, status, __ATOMIC_RELAXED);
+    if (__builtin_expect(queue->log.bits != NULL, 0))
+        log_written(request);
     /* The used length counts what was written without a gap from the first writable byte on (2.7.8.2). */
     if (data_bytes == request->in_bytes - 1)
         len++;
@@ -46,10 +58,12 @@ static void refuse(struct virtio_blk_request *request, uint8_t status)
 
 void virtio_blk_complete_rw(struct virtio_blk_request *request, int result)
 {
-    if (result < 0)
-        virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
-    else
-        virtio_blk_complete(request, VIRTIO_BLK_S_OK, request->type == VIRTIO_BLK_T_IN ? request->bytes : 0);
+    uint8_t status = VIRTIO_BLK_S_OK;
+
+    if (result < 0 && !virtio_blk_failed(request, result, &status))
+        return;
+    virtio_blk_complete(request, status,
+                        result == 0 && request->type == VIRTIO_BLK_T_IN ? request->bytes : 0);
 }
 
 static void rw_complete(struct blk_request *blk_request, int result)
@@ -135,15 +149,33 @@ static void handle_in_out(struct virtio_blk_request *request, const struct messa
 static void flush_complete(struct blk_request *blk_request, int result)
 {
     struct virtio_blk_request *request = (struct virtio_blk_request *)blk_request;
+    uint8_t status = VIRTIO_BLK_S_OK;
 
-    virtio_blk_complete(request, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK, 0);
+    if (result == 0 || virtio_blk_failed(request, result, &status))
+        virtio_blk_complete(request, status, 0);
+}
+
+static void flush_submit(struct virtio_blk_request *request)
+{
+    request->blk.complete = flush_complete;
+    blk_aio_flush(request->queue->blk, &request->blk);
 }
 
 /* Covers what completed before it was sent, on any queue (5.2.6.2); works on a read-only disk too. */
 static void handle_flush(struct virtio_blk_request *request, const struct message *message)
 {
-    request->blk.complete = flush_complete;
-    blk_aio_flush(request->queue->blk, &request->blk);
+    flush_submit(request);
+}
+
+/* Writes BYTES to the request's data, which has room for them. */
+static void answer_with(struct virtio_blk_request *request, const struct message *message, const void *from,
+                        uint64_t bytes)
+{
+    struct virtio_blk_queue *queue = request->queue;
+
+    sg_copy_in(sg_make(message->in, message->in_count), from, bytes);
+    if (__builtin_expect(queue->log.bits != NULL, 0))
+        dirty_log_mark_iov(&queue->log, queue->memory, message->in, message->in_count);
 }
 
 /* ---- GET_ID ---- */
@@ -159,25 +191,58 @@ static void handle_get_id(struct virtio_blk_request *request, const struct messa
         return;
     }
     request->bytes = bytes;
-    sg_copy_in(sg_make(message->in, message->in_count), serial, bytes);
+    answer_with(request, message, serial, bytes);
     virtio_blk_complete(request, VIRTIO_BLK_S_OK, bytes);
+}
+
+/* ---- GET_LIFETIME ---- */
+
+static void handle_get_lifetime(struct virtio_blk_request *request, const struct message *message)
+{
+    const struct virtio_blk_options *options = &request->queue->device->options;
+    const struct virtio_blk_lifetime lifetime = {
+        .pre_eol_info = le16_put(options->lifetime_pre_eol),
+        .device_lifetime_est_typ_a = le16_put(options->lifetime_type_a),
+        .device_lifetime_est_typ_b = le16_put(options->lifetime_type_b)};
+
+    if (message->chain->too_long || message->in_bytes < sizeof(lifetime)) {
+        refuse(request, VIRTIO_BLK_S_IOERR);
+        return;
+    }
+    answer_with(request, message, &lifetime, sizeof(lifetime));
+    virtio_blk_complete(request, VIRTIO_BLK_S_OK, sizeof(lifetime));
 }
 
 /* ---- DISCARD, WRITE_ZEROES, SECURE_ERASE ---- */
 
 static void ranges_submit(struct virtio_blk_request *request);
 
+/* One range is done: false if the request is as well. */
+static bool range_done(struct virtio_blk_request *request)
+{
+    uint8_t status = VIRTIO_BLK_S_OK;
+
+    if (request->range_result == 0)
+        return true;
+    /* Parked: this range is tried again. */
+    request->range_next--;
+    if (!virtio_blk_failed(request, request->range_result, &status))
+        return false;
+    request->range_next++;
+    if (status == VIRTIO_BLK_S_OK)
+        return true;
+    virtio_blk_complete(request, status, 0);
+    return false;
+}
+
 static void range_complete(struct blk_request *blk_request, int result)
 {
     struct virtio_blk_request *request = (struct virtio_blk_request *)blk_request;
 
-    if (result < 0) {
-        request->range_next = request->range_count;
-        request->range_failed = true;
-    }
+    request->range_result = result;
     if (request->issuing)
         request->issued_done = true;
-    else
+    else if (range_done(request))
         ranges_submit(request);
 }
 
@@ -203,10 +268,10 @@ static void ranges_submit(struct virtio_blk_request *request)
             blk_aio_pwrite_zeroes(blk, &request->blk, request->offset, bytes,
                                   le32_get(range->flags) & VIRTIO_BLK_RANGE_F_UNMAP ? NODE_IO_MAY_UNMAP : 0);
         request->issuing = false;
-        if (!request->issued_done)
+        if (!request->issued_done || !range_done(request))
             return;
     }
-    virtio_blk_complete(request, request->range_failed ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK, 0);
+    virtio_blk_complete(request, VIRTIO_BLK_S_OK, 0);
 }
 
 /* What the three kinds allow: known flags, and where the limits stand in the configuration. */
@@ -258,7 +323,6 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
     sg_copy_out(list, request->block->ranges, bytes);
     request->range_count = (uint16_t)(bytes / sizeof(struct virtio_blk_range));
     request->range_next = 0;
-    request->range_failed = false;
     /* All are checked before anything is done. */
     status = check_ranges(request, max_sectors, known_flags);
     if (status != VIRTIO_BLK_S_OK) {
@@ -274,21 +338,28 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
 
 struct request_type {
     void (*handle)(struct virtio_blk_request *request, const struct message *message);
+    void (*submit)(struct virtio_blk_request *request); /* once more; NULL: it is never in the block layer */
     uint8_t feature; /* without it the type is unsupported; NO_FEATURE: always there */
     bool changes;    /* refused on a read-only disk */
 };
 
 static const struct request_type request_types[] = {
-    [VIRTIO_BLK_T_IN] = {handle_in_out, NO_FEATURE, false},
-    [VIRTIO_BLK_T_OUT] = {handle_in_out, NO_FEATURE, true},
-    [VIRTIO_BLK_T_FLUSH] = {handle_flush, VIRTIO_BLK_F_FLUSH, false},
-    [VIRTIO_BLK_T_GET_ID] = {handle_get_id, NO_FEATURE, false},
-    [VIRTIO_BLK_T_DISCARD] = {handle_ranges, VIRTIO_BLK_F_DISCARD, true},
-    [VIRTIO_BLK_T_WRITE_ZEROES] = {handle_ranges, VIRTIO_BLK_F_WRITE_ZEROES, true},
-    [VIRTIO_BLK_T_SECURE_ERASE] = {handle_ranges, VIRTIO_BLK_F_SECURE_ERASE, true},
+    [VIRTIO_BLK_T_IN] = {handle_in_out, virtio_blk_submit_rw, NO_FEATURE, false},
+    [VIRTIO_BLK_T_OUT] = {handle_in_out, virtio_blk_submit_rw, NO_FEATURE, true},
+    [VIRTIO_BLK_T_FLUSH] = {handle_flush, flush_submit, VIRTIO_BLK_F_FLUSH, false},
+    [VIRTIO_BLK_T_GET_ID] = {handle_get_id, NULL, NO_FEATURE, false},
+    [VIRTIO_BLK_T_GET_LIFETIME] = {handle_get_lifetime, NULL, VIRTIO_BLK_F_LIFETIME, false},
+    [VIRTIO_BLK_T_DISCARD] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_DISCARD, true},
+    [VIRTIO_BLK_T_WRITE_ZEROES] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_WRITE_ZEROES, true},
+    [VIRTIO_BLK_T_SECURE_ERASE] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_SECURE_ERASE, true},
 };
 
 #define REQUEST_TYPES (sizeof(request_types) / sizeof(request_types[0]))
+
+void virtio_blk_submit(struct virtio_blk_request *request)
+{
+    request_types[request->type].submit(request);
+}
 
 /* Takes the header off the readable segments, the status byte off the writable ones. */
 static bool message_open(struct virtio_blk_queue *queue, const struct virtq_chain *chain,
@@ -329,6 +400,7 @@ void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk
     request->status = chain->last_in;
     request->in_bytes = chain->in_bytes;
     request->offset = request->bytes = 0;
+    request->type = UINT8_MAX; /* not known yet */
     request->blk.trace_id = ++queue->trace_next;
     if (!message_open(queue, chain, &message, &header)) {
         refuse(request, VIRTIO_BLK_S_IOERR);

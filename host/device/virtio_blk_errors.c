@@ -1,0 +1,90 @@
+/*
+ * What becomes of requests that the block layer failed: reported to the driver, taken as done, or parked
+ * until somebody has made room on the disk and says virtio_blk_resume.
+ *
+ * A parked request is still in flight: its descriptors are not given back, and the inflight region knows it.
+ * A queue that is stopped meanwhile leaves it there if there is such a region, and fails it otherwise.
+ */
+#include <errno.h>
+
+#include "host/device/virtio_blk_internal.h"
+
+static enum virtio_blk_policy policy_for(const struct virtio_blk_request *request, int result)
+{
+    const struct virtio_blk_options *options = &request->queue->device->options;
+    enum virtio_blk_policy policy =
+        request->type == VIRTIO_BLK_T_IN ? options->read_error : options->write_error;
+
+    if (policy == VIRTIO_BLK_ENOSPC)
+        policy = result == -ENOSPC ? VIRTIO_BLK_STOP : VIRTIO_BLK_REPORT;
+    /* Nobody will resume a queue that is on its way out. */
+    if (policy == VIRTIO_BLK_STOP && request->queue->state != QUEUE_RUNNING)
+        policy = VIRTIO_BLK_REPORT;
+    return policy;
+}
+
+bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *status)
+{
+    struct virtio_blk_queue *queue = request->queue;
+    struct virtio_blk *device = queue->device;
+
+    switch (policy_for(request, result)) {
+    case VIRTIO_BLK_IGNORE:
+        *status = VIRTIO_BLK_S_OK;
+        return true;
+    case VIRTIO_BLK_STOP:
+        request->merged_next = queue->parked;
+        queue->parked = request;
+        if (device->events.stopped)
+            device->events.stopped(device->events.opaque, queue->index, result);
+        return false;
+    default:
+        *status = VIRTIO_BLK_S_IOERR;
+        return true;
+    }
+}
+
+/* The list is newest first; what it gives out is oldest first. */
+static struct virtio_blk_request *take_parked(struct virtio_blk_queue *queue)
+{
+    struct virtio_blk_request *list = queue->parked, *oldest_first = NULL;
+
+    queue->parked = NULL;
+    while (list) {
+        struct virtio_blk_request *next = list->merged_next;
+
+        list->merged_next = oldest_first;
+        oldest_first = list;
+        list = next;
+    }
+    return oldest_first;
+}
+
+void virtio_blk_queue_resume(struct virtio_blk_queue *queue)
+{
+    struct virtio_blk_request *request = take_parked(queue);
+
+    while (request) {
+        struct virtio_blk_request *next = request->merged_next;
+
+        request->merged_next = NULL;
+        virtio_blk_submit(request);
+        request = next;
+    }
+}
+
+void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
+{
+    struct virtio_blk_request *request = take_parked(queue);
+
+    while (request) {
+        struct virtio_blk_request *next = request->merged_next;
+
+        request->merged_next = NULL;
+        if (queue->track_inflight)
+            virtio_blk_queue_forget(queue, request);
+        else
+            virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
+        request = next;
+    }
+}
