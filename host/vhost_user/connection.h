@@ -24,7 +24,7 @@
 #include "host/vhost_user/server.h"
 
 /* What the server adds to the device's own feature bits, and what it can't carry */
-#define SERVER_FEATURES     VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES)
+#define SERVER_FEATURES     (VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VIRTIO_BIT(VHOST_F_LOG_ALL))
 #define SERVER_FEATURES_OFF (VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) | VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA))
 
 struct vring {

@@ -24,7 +24,8 @@ uint64_t connection_protocol_features(const struct vhost_user_connection *c)
     return NEEDS(VHOST_USER_PROTOCOL_F_MQ) | NEEDS(VHOST_USER_PROTOCOL_F_REPLY_ACK) |
            NEEDS(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | NEEDS(VHOST_USER_PROTOCOL_F_CONFIG) |
            NEEDS(VHOST_USER_PROTOCOL_F_RESET_DEVICE) | NEEDS(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |
-           NEEDS(VHOST_USER_PROTOCOL_F_STATUS);
+           NEEDS(VHOST_USER_PROTOCOL_F_STATUS) | NEEDS(VHOST_USER_PROTOCOL_F_LOG_SHMFD) |
+           NEEDS(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD);
 }
 
 int coroutine_fn handle_get_features(struct vhost_user_connection *c, struct vhost_user_message *m,
