@@ -48,8 +48,8 @@ void inflight_wake_closer(struct inflight *inflight)
 {
     if (inflight_busy(inflight))
         return;
-    /* Who saw us in has queued up before it let go of the guard. Nobody is woken under it: outside of a coroutine
-     * the one who waits would run here, and take it. */
+    /* Who saw us in has queued up before it let go of the guard. Nobody is woken under it: outside of a
+     * coroutine the one who waits would run here, and take it. */
     spin_lock(&inflight->guard);
     spin_unlock(&inflight->guard);
     co_queue_wake_all(&inflight->waiters);

@@ -308,7 +308,7 @@ int coroutine_fn node_co_open_backing(struct node *parent, const char *name, con
     if (below.format && strcmp(below.format, "null") == 0)
         return error_set(err, -EINVAL, "'%s': a backing file of format null is not allowed",
                          parent->filename);
-    int ret = resolve_allowed(parent->filename, name, options, &path, err);
+    int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = fresh_stack_call(open_call, &(struct open_call){path, &below, node, err});
     if (ret < 0)
@@ -325,7 +325,7 @@ int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
     char *path = NULL;
     *node = NULL;
     below.depth = options->depth;
-    int ret = resolve_allowed(parent->filename, name, options, &path, err);
+    int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = node_co_open_protocol(path, &below, node, err);
     if (ret == 0) {

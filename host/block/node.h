@@ -181,6 +181,12 @@ int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
  * off, a relative name is one from FILENAME's directory. To be freed. No policy is applied. */
 int node_resolve_name(const char *filename, const char *name, char **path, struct error *err);
 
+/* The file that NAME in the image FILENAME stands for, with every symbolic link resolved, if OPTIONS->backing
+ * allows it. *PATH is to be freed. -EPERM: not allowed; -EINVAL: not a plain file name; else why the name
+ * leads nowhere. */
+int node_resolve_allowed(const char *filename, const char *name, const struct open_options *options,
+                         char **path, struct error *err);
+
 /* Only the protocol node on a host file. */
 int coroutine_fn node_co_open_protocol(const char *path, const struct open_options *options,
                                        struct node **node, struct error *err);

@@ -65,8 +65,8 @@ static bool path_is_in(const char *path, const char *dir, bool deep)
     return deep || strchr(path + n + 1, '/') == NULL;
 }
 
-int resolve_allowed(const char *filename, const char *name, const struct open_options *options, char **path,
-                    struct error *err)
+int node_resolve_allowed(const char *filename, const char *name, const struct open_options *options,
+                         char **path, struct error *err)
 {
     char *joined = NULL, *real = NULL, *allowed = NULL;
     int ret = node_resolve_name(filename, name, &joined, err);

@@ -16,10 +16,4 @@ struct node_ancestor {
     const struct node_ancestor *above;
 };
 
-/* The file that NAME in the image FILENAME stands for, with every symbolic link resolved, if OPTIONS->backing
- * allows it. *PATH is to be freed. -EPERM: not allowed; -EINVAL: not a plain file name; else why the name
- * leads nowhere. */
-int resolve_allowed(const char *filename, const char *name, const struct open_options *options, char **path,
-                    struct error *err);
-
 #endif

@@ -1,0 +1,379 @@
+/*
+ * ringside-img convert: copies the content of one or several images, one after another, into a target.
+ *
+ * Workers (img_workers.c) take the next piece in turn from one cursor and copy it each for itself, so reads
+ * and writes of several pieces are in flight at a time.
+ *
+ * What always holds: zeroes are left out only where the target is known to read as zeroes. With -c, pieces
+ * are whole clusters of the target.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "host/block/parse.h"
+#include "host/cmd/img.h"
+#include "host/qcow2/qcow2.h"
+
+#define PIECE_BYTES (1024u * 1024u)
+#define WORKERS_MAX 16
+#define SOURCES_MAX 64
+#define SECTOR      512u
+
+struct source {
+    struct node *node;
+    uint64_t start, end; /* in the target */
+};
+
+struct conversion {
+    const struct img_options *options;
+    struct source sources[SOURCES_MAX];
+    unsigned source_count;
+    struct node *target;
+    uint64_t total;
+    bool target_is_zero, target_is_backed;
+    uint64_t sparse;        /* 0: everything is written */
+    uint64_t cluster_bytes; /* with -c: of the target */
+
+    struct co_mutex cursor_lock; /* held while the next piece is found out */
+    uint64_t cursor;
+    struct img_extent extent; /* from the cursor on; 0 bytes: ask */
+    int error;
+    uint64_t error_offset;
+    bool error_reading;
+    uint64_t done;
+    struct img_progress progress;
+};
+
+struct piece {
+    uint64_t offset, bytes;
+    bool zero, skip;
+};
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void fail(struct conversion *c, int error, uint64_t offset, bool reading)
+{
+    if (c->error == 0) {
+        c->error = error;
+        c->error_offset = offset;
+        c->error_reading = reading;
+    }
+}
+
+static struct source *source_at(struct conversion *c, uint64_t offset)
+{
+    unsigned i = 0;
+    while (i + 1 < c->source_count && offset >= c->sources[i].end)
+        i++;
+    return &c->sources[i];
+}
+
+static int coroutine_fn read_sources(struct conversion *c, uint64_t offset, char *buf, uint64_t bytes)
+{
+    while (bytes > 0) {
+        struct source *s = source_at(c, offset);
+        uint64_t n = min_u64(bytes, s->end - offset);
+        int ret = img_co_read(s->node, offset - s->start, buf, n);
+        if (ret < 0)
+            return ret;
+        offset += n;
+        buf += n;
+        bytes -= n;
+    }
+    return 0;
+}
+
+/* What is at the cursor. Under the lock. */
+static int coroutine_fn look(struct conversion *c)
+{
+    if (c->extent.bytes > 0)
+        return 0;
+    struct source *s = source_at(c, c->cursor);
+    uint64_t at = c->cursor - s->start, left = s->end - c->cursor;
+    if (at >= node_length(s->node)) { /* the sector that the source does not fill */
+        c->extent = (struct img_extent){.bytes = left, .flags = NODE_STATUS_ZERO};
+        return 0;
+    }
+    const struct node *base = c->target_is_backed ? s->node->backing : NULL;
+    return img_co_extent(s->node, base, at, left, &c->extent);
+}
+
+/* The next piece, or false at the end. */
+static bool coroutine_fn take(struct conversion *c, struct piece *piece)
+{
+    bool more = false;
+    co_mutex_lock(&c->cursor_lock);
+    if (c->error == 0 && c->cursor < c->total) {
+        int ret = look(c);
+        if (ret < 0) {
+            fail(c, ret, c->cursor, true);
+        } else {
+            const struct img_extent *e = &c->extent;
+            *piece = (struct piece){
+                .offset = c->cursor,
+                .bytes = e->bytes,
+                .zero = e->flags & NODE_STATUS_ZERO,
+                .skip = c->target_is_backed && !(e->flags & (NODE_STATUS_ZERO | NODE_STATUS_ALLOCATED)),
+            };
+            if (c->cluster_bytes) {
+                /* Whole clusters: of one kind if there are any, else one mixed one. */
+                uint64_t whole = piece->bytes - piece->bytes % c->cluster_bytes;
+                bool last = c->cursor + piece->bytes == c->total;
+                if (!last && whole == 0) {
+                    piece->bytes = min_u64(c->cluster_bytes, c->total - c->cursor);
+                    piece->zero = piece->skip = false;
+                } else if (!last) {
+                    piece->bytes = whole;
+                }
+            }
+            if (!piece->zero && !piece->skip && piece->bytes > PIECE_BYTES && c->cluster_bytes <= PIECE_BYTES)
+                piece->bytes = PIECE_BYTES;
+            else if (!piece->zero && !piece->skip && c->cluster_bytes > PIECE_BYTES)
+                piece->bytes = min_u64(piece->bytes, c->cluster_bytes);
+            c->cursor += piece->bytes;
+            uint64_t used = min_u64(c->extent.bytes, piece->bytes);
+            c->extent.bytes -= used;
+            if (used < piece->bytes)
+                c->extent.bytes = 0;
+            more = true;
+        }
+    }
+    co_mutex_unlock(&c->cursor_lock);
+    return more;
+}
+
+static int coroutine_fn write_zeroes(struct conversion *c, uint64_t offset, uint64_t bytes)
+{
+    if (c->target_is_zero)
+        return 0;
+    return node_co_pwrite_zeroes(c->target, offset, bytes, c->sparse ? NODE_IO_MAY_UNMAP : 0);
+}
+
+static int coroutine_fn write_compressed(struct conversion *c, uint64_t offset, const char *buf,
+                                         uint64_t bytes)
+{
+    while (bytes > 0) {
+        uint64_t n = min_u64(bytes, c->cluster_bytes);
+        int ret;
+        if (buffer_is_zero(buf, n))
+            ret = write_zeroes(c, offset, n);
+        else
+            ret = node_co_pwrite(c->target, offset, buf, n, NODE_IO_COMPRESSED);
+        if (ret < 0)
+            return ret;
+        offset += n;
+        buf += n;
+        bytes -= n;
+    }
+    return 0;
+}
+
+static int coroutine_fn write_sparse(struct conversion *c, uint64_t offset, const char *buf, uint64_t bytes)
+{
+    while (bytes > 0) {
+        uint64_t unit = c->sparse ? c->sparse : bytes;
+        uint64_t n = min_u64(unit - offset % unit, bytes);
+        bool zero = c->sparse && buffer_is_zero(buf, n);
+        while (n < bytes) {
+            uint64_t next = min_u64(unit, bytes - n);
+            if ((c->sparse && buffer_is_zero(buf + n, next)) != zero)
+                break;
+            n += next;
+        }
+        int ret = zero ? write_zeroes(c, offset, n) : node_co_pwrite(c->target, offset, buf, n, 0);
+        if (ret < 0)
+            return ret;
+        offset += n;
+        buf += n;
+        bytes -= n;
+    }
+    return 0;
+}
+
+static void coroutine_fn work(void *opaque)
+{
+    struct conversion *c = opaque;
+    size_t size = c->cluster_bytes > PIECE_BYTES ? c->cluster_bytes : PIECE_BYTES;
+    char *buf = node_buffer(c->target, size);
+    struct piece piece;
+    if (!buf)
+        fail(c, -ENOMEM, 0, true);
+    while (buf && take(c, &piece)) {
+        int ret = 0;
+        if (piece.skip) {
+            ret = 0;
+        } else if (piece.zero && c->sparse) {
+            ret = write_zeroes(c, piece.offset, piece.bytes);
+            if (ret < 0)
+                fail(c, ret, piece.offset, false);
+        } else if (piece.zero) {
+            /* -S 0: even zeroes take space. */
+            memset(buf, 0, size);
+            for (uint64_t at = 0; at < piece.bytes && ret == 0; at += size)
+                ret = node_co_pwrite(c->target, piece.offset + at, buf, min_u64(size, piece.bytes - at), 0);
+            if (ret < 0)
+                fail(c, ret, piece.offset, false);
+        } else {
+            ret = read_sources(c, piece.offset, buf, piece.bytes);
+            if (ret < 0) {
+                fail(c, ret, piece.offset, true);
+                break;
+            }
+            ret = c->cluster_bytes ? write_compressed(c, piece.offset, buf, piece.bytes)
+                                   : write_sparse(c, piece.offset, buf, piece.bytes);
+            if (ret < 0)
+                fail(c, ret, piece.offset, false);
+        }
+        c->done += piece.bytes;
+        img_progress(&c->progress, c->done, c->total);
+    }
+    free(buf);
+}
+
+static int coroutine_fn open_sources(struct conversion *c)
+{
+    const struct img_options *options = c->options;
+    for (unsigned i = 0; i + 1 < options->name_count; i++) {
+        struct source *s = &c->sources[i];
+        if (img_co_open(options, options->names[i], options->format, IMG_SOURCE, &s->node) < 0)
+            return -EIO;
+        c->source_count++;
+        s->start = c->total;
+        c->total += (node_length(s->node) + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
+        s->end = c->total;
+    }
+    return 0;
+}
+
+/* Makes the target unless it is there, and opens it. Errors are said. */
+static int coroutine_fn open_target(struct conversion *c, const char *path)
+{
+    const struct img_options *options = c->options;
+    const char *format = options->output_format ? options->output_format : "raw";
+    struct error err = {""};
+    if (!options->no_create) {
+        struct img_new image = {
+            .path = path,
+            .format = format,
+            .size = c->total,
+            .size_given = true,
+            .backing_file = options->backing_file,
+            .backing_format = options->backing_format,
+            .create_options = options->create_options,
+            .create_option_count = options->create_option_count,
+            .secret_file = options->secret_file,
+        };
+        if (img_co_make(&image, options, true, &err) < 0) {
+            img_failed(path, &err);
+            return -EIO;
+        }
+        c->target_is_backed = image.backed;
+    }
+    struct open_options open;
+    int ret = img_open_options(options, IMG_WRITE, &open, &err);
+    if (ret == 0) {
+        open.format = options->no_create && !options->output_format ? NULL : format;
+        if (options->backing_file && !options->no_create) {
+            /* The user named it; what it names in turn is not opened for writing to the target. */
+            open.backing = BACKING_DIR;
+            open.backing_dir = "/";
+        }
+        ret = node_co_open(path, &open, &c->target, &err);
+    }
+    if (ret < 0) {
+        img_failed(path, &err);
+        return ret;
+    }
+    if (node_length(c->target) < c->total) {
+        log_message("%s: has %" PRIu64 " bytes, fewer than the source's %" PRIu64, path,
+                    node_length(c->target), c->total);
+        return -ENOSPC;
+    }
+    c->target_is_zero = options->target_is_zero;
+    if (!options->no_create)
+        c->target_is_zero = !c->target_is_backed && S_ISREG(c->target->file->host->mode);
+    if (options->no_create && c->target->backing)
+        c->target_is_backed = false; /* everything is copied: what shows through now need not fit */
+    if (options->compressed) {
+        struct qcow2_info info;
+        if (qcow2_info(c->target, &info) < 0) {
+            log_message("%s: -c compresses clusters of qcow2 images only (-O qcow2)", path);
+            return -ENOTSUP;
+        }
+        c->cluster_bytes = info.cluster_bytes;
+    }
+    return 0;
+}
+
+/* 0, or the exit status after saying what is wrong. */
+static int read_numbers(struct conversion *c, unsigned *workers)
+{
+    const struct img_options *options = c->options;
+    uint64_t n = 8;
+    c->sparse = 4096;
+    if (options->sparse &&
+        (parse_size(options->sparse, &c->sparse) < 0 || c->sparse % SECTOR || c->sparse > PIECE_BYTES)) {
+        log_message("-S %s: must be 0 or a multiple of 512 up to 1M", options->sparse);
+        return CMD_EXIT_USAGE;
+    }
+    if (options->coroutines && (parse_number(options->coroutines, &n) < 0 || n < 1 || n > WORKERS_MAX)) {
+        log_message("-m %s: must be a number from 1 to %u", options->coroutines, WORKERS_MAX);
+        return CMD_EXIT_USAGE;
+    }
+    if (options->target_is_zero && !options->no_create) {
+        log_message("--target-is-zero only makes sense with -n");
+        return CMD_EXIT_USAGE;
+    }
+    if (options->no_create && (options->backing_file || options->create_option_count)) {
+        log_message("-n leaves the target as it is: -B and -o cannot be given with it");
+        return CMD_EXIT_USAGE;
+    }
+    *workers = (unsigned)n;
+    return 0;
+}
+
+int coroutine_fn img_co_convert(const struct img_options *options)
+{
+    const char *path = options->names[options->name_count - 1];
+    unsigned workers;
+    struct conversion *c = calloc(1, sizeof(*c));
+    int status = CMD_EXIT_FAILED;
+    if (!c) {
+        log_message("out of memory");
+        return CMD_EXIT_FAILED;
+    }
+    c->options = options;
+    int ret = read_numbers(c, &workers);
+    if (ret) {
+        free(c);
+        return ret;
+    }
+    if (open_sources(c) < 0 || open_target(c, path) < 0)
+        goto out;
+    img_progress_begin(&c->progress, options->progress && !options->quiet);
+    ret = img_co_workers(workers, work, c);
+    if (ret < 0)
+        fail(c, ret, 0, true);
+    if (c->error == 0)
+        img_progress(&c->progress, 1, 1);
+    img_progress_end(&c->progress);
+    if (c->error < 0)
+        log_message("%s: %s at offset %" PRIu64 ": %s", c->error_reading ? options->names[0] : path,
+                    c->error_reading ? "reading" : "writing", c->error_offset, strerror(-c->error));
+    else
+        status = CMD_EXIT_OK;
+
+out:
+    if (img_co_close(c->target) < 0)
+        status = CMD_EXIT_FAILED;
+    for (unsigned i = 0; i < c->source_count; i++)
+        img_co_close(c->sources[i].node);
+    free(c);
+    return status;
+}

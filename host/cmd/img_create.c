@@ -1,0 +1,402 @@
+/*
+ * ringside-img create, and making the target of convert.
+ *
+ * What always holds: a backing file that the command line names is the user's own choice, so the policy for
+ * names in images does not apply to it; what that file names in turn is under the policy.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/block/parse.h"
+#include "host/cmd/img.h"
+#include "host/qcow2/qcow2.h"
+
+/* What -o of both formats can say. */
+struct creation {
+    struct qcow2_create_options qcow2;
+    bool compat_given, data_file_raw_given;
+    char *kept[IMG_CREATE_OPTIONS_MAX * 8]; /* strings that the options point to */
+    unsigned kept_count;
+};
+
+struct create_option {
+    const char *name, *help;
+    bool raw; /* raw images have it too */
+    int (*set)(struct creation *creation, const char *value);
+};
+
+static int set_size(struct creation *c, const char *value)
+{
+    return parse_size(value, &c->qcow2.size);
+}
+
+static int set_compat(struct creation *c, const char *value)
+{
+    if (strcmp(value, "0.10") == 0 || strcmp(value, "v2") == 0)
+        c->qcow2.version = 2;
+    else if (strcmp(value, "1.1") == 0 || strcmp(value, "v3") == 0)
+        c->qcow2.version = 3;
+    else
+        return -EINVAL;
+    return 0;
+}
+
+static int set_cluster_size(struct creation *c, const char *value)
+{
+    uint64_t n;
+    if (parse_size(value, &n) < 0 || n < 512 || n > 2 * 1024 * 1024 || (n & (n - 1)))
+        return -EINVAL;
+    c->qcow2.cluster_bytes = (uint32_t)n;
+    return 0;
+}
+
+static int set_refcount_bits(struct creation *c, const char *value)
+{
+    uint64_t n;
+    if (parse_number(value, &n) < 0 || n < 1 || n > 64 || (n & (n - 1)))
+        return -EINVAL;
+    c->qcow2.refcount_bits = (unsigned)n;
+    return 0;
+}
+
+static int parse_bool(const char *value, bool *to)
+{
+    if (strcmp(value, "on") == 0 || strcmp(value, "true") == 0 || strcmp(value, "yes") == 0)
+        *to = true;
+    else if (strcmp(value, "off") == 0 || strcmp(value, "false") == 0 || strcmp(value, "no") == 0)
+        *to = false;
+    else
+        return -EINVAL;
+    return 0;
+}
+
+static int set_lazy_refcounts(struct creation *c, const char *value)
+{
+    return parse_bool(value, &c->qcow2.lazy_refcounts);
+}
+
+static int set_extended_l2(struct creation *c, const char *value)
+{
+    return parse_bool(value, &c->qcow2.extended_l2);
+}
+
+static int set_data_file_raw(struct creation *c, const char *value)
+{
+    return parse_bool(value, &c->qcow2.data_file_raw);
+}
+
+static int set_compression_type(struct creation *c, const char *value)
+{
+    return qcow2_compression_parse(value, &c->qcow2.compression_type);
+}
+
+static int set_preallocation(struct creation *c, const char *value)
+{
+    return qcow2_preallocation_parse(value, &c->qcow2.preallocation);
+}
+
+static int keep(struct creation *c, const char *value, const char **to)
+{
+    if (c->kept_count == sizeof(c->kept) / sizeof(c->kept[0]) || !(c->kept[c->kept_count] = strdup(value)))
+        return -ENOMEM;
+    *to = c->kept[c->kept_count++];
+    return 0;
+}
+
+static int set_backing_file(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.backing_file);
+}
+
+static int set_backing_fmt(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.backing_format);
+}
+
+static int set_data_file(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.data_file);
+}
+
+static int set_encrypt_format(struct creation *c, const char *value)
+{
+    return strcmp(value, "luks") == 0 ? keep(c, value, &c->qcow2.encrypt_format) : -EINVAL;
+}
+
+static int set_iter_time(struct creation *c, const char *value)
+{
+    uint64_t n;
+    if (parse_number(value, &n) < 0 || n < 1 || n > 600000)
+        return -EINVAL;
+    c->qcow2.iter_time_ms = (unsigned)n;
+    return 0;
+}
+
+static int set_nocow(struct creation *c, const char *value)
+{
+    bool on;
+    return parse_bool(value, &on) == 0 && !on ? 0 : -EINVAL;
+}
+
+static const struct create_option create_options[] = {
+    {"backing_file", "image that shows through", false, set_backing_file},
+    {"backing_fmt", "its format", false, set_backing_fmt},
+    {"cluster_size", "512 to 2M, a power of two (default 64k)", false, set_cluster_size},
+    {"compat", "0.10 (version 2) or 1.1 (version 3, default)", false, set_compat},
+    {"compression_type", "zlib (default) or zstd", false, set_compression_type},
+    {"data_file", "file for the data; the image itself has the tables only", false, set_data_file},
+    {"data_file_raw", "on: the data file is a raw image all the time", false, set_data_file_raw},
+    {"encrypt.format", "luks", false, set_encrypt_format},
+    {"encrypt.iter-time", "milliseconds spent on the passphrase", false, set_iter_time},
+    {"extended_l2", "on: subclusters", false, set_extended_l2},
+    {"lazy_refcounts", "on: refcounts are written later", false, set_lazy_refcounts},
+    {"nocow", "off", true, set_nocow},
+    {"preallocation", "off (default), metadata, falloc or full; raw has no metadata", true,
+     set_preallocation},
+    {"refcount_bits", "1 to 64, a power of two (default 16)", false, set_refcount_bits},
+    {"size", "size of the disk", true, set_size},
+};
+
+#define CREATE_OPTIONS (sizeof(create_options) / sizeof(create_options[0]))
+
+struct parsing {
+    struct creation *creation;
+    struct img_new *image;
+};
+
+static int set_option(void *opaque, const char *key, const char *value, struct error *err)
+{
+    struct parsing *parsing = opaque;
+    bool raw = strcmp(parsing->image->format, "raw") == 0;
+    for (size_t i = 0; i < CREATE_OPTIONS; i++) {
+        if (strcmp(create_options[i].name, key) != 0)
+            continue;
+        if (raw && !create_options[i].raw)
+            break;
+        if (!value)
+            return error_set(err, -EINVAL, "-o %s needs a value: %s", key, create_options[i].help);
+        int ret = create_options[i].set(parsing->creation, value);
+        if (ret < 0)
+            return error_set(err, ret, "-o %s=%s: not a value for it (%s)", key, value,
+                             create_options[i].help);
+        if (strcmp(key, "size") == 0)
+            parsing->image->size_given = true;
+        return 0;
+    }
+    return error_set(err, -EINVAL, "-o %s: images of format %s have no such option (-o help lists them)", key,
+                     parsing->image->format);
+}
+
+static void print_create_options(const char *format)
+{
+    bool raw = strcmp(format, "raw") == 0;
+    printf("Options of format %s:\n", format);
+    for (size_t i = 0; i < CREATE_OPTIONS; i++) {
+        if (!raw || create_options[i].raw)
+            printf("  %-18s %s\n", create_options[i].name, create_options[i].help);
+    }
+}
+
+static bool asks_for_help(const char *const *lists, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (strcmp(lists[i], "help") == 0 || strcmp(lists[i], "?") == 0)
+            return true;
+    }
+    return false;
+}
+
+/* ---- raw ---- */
+
+static int coroutine_fn make_raw(const struct img_new *image, const struct creation *creation,
+                                 struct error *err)
+{
+    struct host_file *host;
+    static const struct open_options open = {.format = "raw", .cache = CACHE_WRITEBACK};
+    struct node *node;
+    int ret = host_file_open(image->path, HOST_FILE_CREATE, AIO_THREADS, &host, err);
+    if (ret < 0)
+        return ret;
+    bool fallocate = creation->qcow2.preallocation == QCOW2_PREALLOCATION_FALLOC;
+    ret = host->ops->co_truncate(host, image->size, fallocate);
+    host_file_close(host);
+    if (ret < 0)
+        return error_set(err, ret, "cannot be given its size: %s", strerror(-ret));
+    if (creation->qcow2.preallocation != QCOW2_PREALLOCATION_FULL)
+        return 0;
+    ret = node_co_open(image->path, &open, &node, err);
+    if (ret < 0)
+        return ret;
+    const size_t step = 1024 * 1024;
+    char *zeroes = calloc(1, step);
+    ret = zeroes ? 0 : -ENOMEM;
+    for (uint64_t at = 0; at < image->size && ret == 0; at += step)
+        ret = node_co_pwrite(node, at, zeroes, image->size - at < step ? image->size - at : step, 0);
+    free(zeroes);
+    int closed = node_co_close(node);
+    if (ret == 0)
+        ret = closed;
+    return ret < 0 ? error_set(err, ret, "cannot be filled with zeroes: %s", strerror(-ret)) : 0;
+}
+
+/* ---- qcow2 ---- */
+
+/* The size of the backing file that the command line names, for an image without a size of its own. */
+static int coroutine_fn backing_size(const struct img_new *image, const struct img_options *options,
+                                     uint64_t *size, struct error *err)
+{
+    struct open_options open;
+    struct node *node = NULL;
+    char *path = NULL;
+    int ret = node_resolve_name(image->path, image->backing_file, &path, err);
+    if (ret == 0)
+        ret = img_open_options(options, IMG_NO_BACKING | IMG_NO_IO, &open, err);
+    if (ret == 0) {
+        open.format = image->backing_format;
+        open.force_share = true; /* only its size is read */
+        ret = node_co_open(path, &open, &node, err);
+    }
+    if (ret == 0) {
+        *size = node_length(node);
+        node_co_close(node);
+    } else {
+        error_prefix(err, ret, "backing file");
+    }
+    free(path);
+    return ret;
+}
+
+static void describe(const struct img_new *image, const struct creation *c)
+{
+    const struct qcow2_create_options *q = &c->qcow2;
+    printf("Formatting '%s', fmt=%s", image->path, image->format);
+    if (strcmp(image->format, "qcow2") == 0)
+        printf(" cluster_size=%u extended_l2=%s compression_type=%s",
+               q->cluster_bytes ? q->cluster_bytes : 65536, q->extended_l2 ? "on" : "off",
+               qcow2_compression_name(q->compression_type));
+    printf(" size=%" PRIu64, image->size);
+    if (c->compat_given)
+        printf(" compat=%s", q->version == 2 ? "0.10" : "1.1");
+    if (q->backing_file)
+        printf(" backing_file=%s", q->backing_file);
+    if (q->backing_format)
+        printf(" backing_fmt=%s", q->backing_format);
+    if (q->data_file)
+        printf(" data_file=%s", q->data_file);
+    if (strcmp(image->format, "qcow2") == 0)
+        printf(" lazy_refcounts=%s refcount_bits=%u", q->lazy_refcounts ? "on" : "off",
+               q->refcount_bits ? q->refcount_bits : 16);
+    putchar('\n');
+}
+
+static int coroutine_fn make_qcow2(struct img_new *image, struct creation *c,
+                                   const struct img_options *options, struct error *err)
+{
+    struct qcow2_create_options *q = &c->qcow2;
+    q->size = image->size;
+    q->secret_file = image->secret_file;
+    image->cluster_bytes = q->cluster_bytes ? q->cluster_bytes : 65536;
+    image->backed = q->backing_file != NULL;
+    return qcow2_co_create(image->path, q, err);
+}
+
+int coroutine_fn img_co_make(struct img_new *image, const struct img_options *options, bool quiet,
+                             struct error *err)
+{
+    struct creation *c = calloc(1, sizeof(*c));
+    struct parsing parsing = {c, image};
+    bool raw = strcmp(image->format, "raw") == 0;
+    int ret = 0;
+    if (!c)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (!raw && strcmp(image->format, "qcow2") != 0) {
+        ret = error_set(err, -EINVAL, "images of format '%s' cannot be made (raw or qcow2)", image->format);
+        goto out;
+    }
+    for (unsigned i = 0; i < image->create_option_count && ret == 0; i++)
+        ret = parse_options(image->create_options[i], set_option, &parsing, err);
+    if (ret < 0)
+        goto out;
+    c->compat_given = c->qcow2.version != 0;
+    if (image->size_given && c->qcow2.size == 0)
+        c->qcow2.size = image->size;
+    if (image->backing_file)
+        c->qcow2.backing_file = image->backing_file;
+    if (image->backing_format)
+        c->qcow2.backing_format = image->backing_format;
+    image->backing_file = c->qcow2.backing_file;
+    image->backing_format = c->qcow2.backing_format;
+    image->size = c->qcow2.size;
+    if (raw && image->backing_file) {
+        ret = error_set(err, -ENOTSUP, "raw images have no backing file (-f qcow2 makes one that has)");
+        goto out;
+    }
+    if (image->backing_file && !image->backing_format) {
+        ret = error_set(err, -EINVAL, "the format of backing file '%s' has to be said (-F qcow2 or -F raw)",
+                        image->backing_file);
+        goto out;
+    }
+    if (image->backing_format && !node_driver_find(image->backing_format)) {
+        ret = error_set(err, -EINVAL, "unknown format '%s' of the backing file (qcow2 or raw)",
+                        image->backing_format);
+        goto out;
+    }
+    if (image->backing_file && !options->unsafe) {
+        uint64_t size = 0;
+        ret = backing_size(image, options, &size, err);
+        if (ret < 0)
+            goto out;
+        if (!image->size_given)
+            image->size = size;
+    } else if (!image->size_given) {
+        ret = error_set(err, -EINVAL, "a size is needed");
+        goto out;
+    }
+    image->size = (image->size + 511) & ~511ull;
+    if (!quiet)
+        describe(image, c);
+    ret = raw ? make_raw(image, c, err) : make_qcow2(image, c, options, err);
+
+out:
+    for (unsigned i = 0; i < c->kept_count; i++)
+        free(c->kept[i]);
+    free(c);
+    image->backing_file = NULL;
+    image->backing_format = NULL;
+    return ret;
+}
+
+int coroutine_fn img_co_create(const struct img_options *options)
+{
+    struct img_new image = {
+        .path = options->names[0],
+        .format = options->format ? options->format : "raw",
+        .backing_file = options->backing_file,
+        .backing_format = options->backing_format,
+        .create_options = options->create_options,
+        .create_option_count = options->create_option_count,
+        .secret_file = options->secret_file,
+    };
+    struct error err = {""};
+    if (asks_for_help(options->create_options, options->create_option_count)) {
+        print_create_options(image.format);
+        return CMD_EXIT_OK;
+    }
+    if (options->name_count == 0) {
+        log_message("a file name is missing (see `ringside-img create --help`)");
+        return CMD_EXIT_USAGE;
+    }
+    if (options->name_count > 1) {
+        if (parse_size(options->names[1], &image.size) < 0) {
+            log_message("'%s' is not a size (bytes, or a number with k, M, G, T, P or E)", options->names[1]);
+            return CMD_EXIT_FAILED;
+        }
+        image.size_given = true;
+    }
+    if (img_co_make(&image, options, options->quiet, &err) < 0)
+        return img_failed(image.path, &err);
+    return CMD_EXIT_OK;
+}

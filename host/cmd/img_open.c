@@ -1,0 +1,114 @@
+/*
+ * ringside-img: opening and closing images as its command lines ask for it, and saying what went wrong.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "host/cmd/img.h"
+
+static int parse_cache(const char *text, const char *option, enum cache_mode *mode, struct error *err)
+{
+    static const struct {
+        const char *name;
+        enum cache_mode mode;
+    } modes[] = {{"none", CACHE_NONE}, {"writeback", CACHE_WRITEBACK}, {"unsafe", CACHE_UNSAFE}};
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        if (strcmp(text, modes[i].name) == 0) {
+            *mode = modes[i].mode;
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "%s %s: no such cache mode (none, writeback or unsafe)", option, text);
+}
+
+static int parse_aio(const char *text, enum aio_kind *aio, struct error *err)
+{
+    if (strcmp(text, "native") == 0)
+        *aio = AIO_NATIVE;
+    else if (strcmp(text, "io_uring") == 0)
+        *aio = AIO_IO_URING;
+    else if (strcmp(text, "threads") == 0)
+        *aio = AIO_THREADS;
+    else
+        return error_set(err, -EINVAL, "--aio=%s: no such way (native, io_uring or threads)", text);
+    return 0;
+}
+
+int img_open_options(const struct img_options *options, unsigned flags, struct open_options *open,
+                     struct error *err)
+{
+    const char *cache = flags & IMG_SOURCE ? options->source_cache : options->cache;
+    *open = (struct open_options){
+        .read_only = !(flags & IMG_WRITE),
+        .no_backing = flags & IMG_NO_BACKING,
+        .no_io = flags & IMG_NO_IO,
+        .check_only = flags & IMG_CHECK,
+        .force_share = options->force_share && !(flags & IMG_WRITE),
+        .cache = CACHE_WRITEBACK,
+        .secret_file = options->secret_file,
+    };
+    if (options->backing_policy) {
+        open->backing = BACKING_DIR;
+        open->backing_dir = options->backing_policy;
+        if (strcmp(options->backing_policy, "deny") == 0)
+            open->backing = BACKING_DENY;
+        else if (strcmp(options->backing_policy, "same-dir") == 0)
+            open->backing = BACKING_SAME_DIR;
+    }
+    int ret = cache ? parse_cache(cache, flags & IMG_SOURCE ? "-T" : "-t", &open->cache, err) : 0;
+    if (ret == 0 && options->aio)
+        ret = parse_aio(options->aio, &open->aio, err);
+    return ret;
+}
+
+int img_failed(const char *path, const struct error *err)
+{
+    /* A sentence that begins with the name already needs no second one. */
+    const char *text = err->text[0] == '\'' ? err->text + 1 : err->text;
+    size_t n = strlen(path);
+    if (strncmp(text, path, n) == 0 && (n == 0 || text[n] == '\'' || text[n] == ':'))
+        log_message("%s", err->text);
+    else
+        log_message("%s: %s", path, err->text);
+    return CMD_EXIT_FAILED;
+}
+
+int coroutine_fn img_co_open(const struct img_options *options, const char *path, const char *format,
+                             unsigned flags, struct node **node)
+{
+    struct open_options open;
+    struct error err = {""};
+    *node = NULL;
+    int ret = img_open_options(options, flags, &open, &err);
+    if (ret < 0) {
+        log_message("%s", err.text);
+        return ret;
+    }
+    open.format = format;
+    open.snapshot = flags & IMG_SOURCE ? options->snapshot : NULL;
+    ret = node_co_open(path, &open, node, &err);
+    if (ret < 0)
+        img_failed(path, &err);
+    return ret;
+}
+
+int coroutine_fn img_co_close(struct node *node)
+{
+    if (!node)
+        return 0;
+    char path[256];
+    snprintf(path, sizeof(path), "%s", node->filename);
+    int ret = node_co_close(node);
+    if (ret < 0)
+        log_message("%s: what was written may not have reached the disk: %s", path, strerror(-ret));
+    return ret;
+}
+
+int img_output(const struct img_options *options, bool *json)
+{
+    *json = options->output && strcmp(options->output, "json") == 0;
+    if (!options->output || *json || strcmp(options->output, "human") == 0)
+        return 0;
+    log_message("--output=%s: no such form (human or json)", options->output);
+    return CMD_EXIT_USAGE;
+}
