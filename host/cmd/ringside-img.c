@@ -290,6 +290,10 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
                 shorts[at++] = ':';
         }
     }
+    /* A last word like -1G is a size to shrink by, not an option. */
+    const char *last = argv[argc - 1];
+    int hidden = argc > 1 && last[0] == '-' && last[1] >= '0' && last[1] <= '9';
+    argc -= hidden;
     opterr = 0;
     optind = 1;
     while ((c = getopt_long(argc, argv, shorts, longs, &index)) != -1) {
@@ -304,7 +308,7 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
             return usage(command->name, "option '%s' is given too often", row->name);
     }
     options->names = argv + optind;
-    options->name_count = (unsigned)(argc - optind);
+    options->name_count = (unsigned)(argc + hidden - optind);
     if (options->help) {
         print_command_help(command);
         return CMD_EXIT_OK;

@@ -64,7 +64,7 @@ mkfifo fifo
 mkdir dir
 ok "a FIFO is refused and doesn't hang" timeout 5 bash -c "! '$io' fifo length"
 ok_not "a directory is refused" "$io" dir length
-ok "what is not there gets a sentence with its name" says "'nothere'" "$io" nothere length
+ok "what is not there gets a sentence with its name" says 'nothere: ' "$io" nothere length
 ok_not "an unknown format is refused" "$io" format=vmdk disk.raw length
 
 # ---- probing and its guard (DESIGN, Trust) ----
@@ -133,7 +133,7 @@ ok "inject: a short write is there in part" bash -c "
 ok "inject: a flush that failed can be tried again above the file" bash -c "
     '$io' format=raw inject=flush disk.raw 'write 0 512 1' flush flush | tee out; [ \"\$(cut -d: -f2 out | tr -d '\n')\" = ' ok EIO ok' ]"
 ok "inject: late" "$io" format=raw inject='read,mode=late,ms=5' disk.raw 'read 0 512 1'
-for spec in 'frob' 'write,frob=1' 'write,at=x' 'write,error=ENOTHING' 'write,mode=x' 'write,times=' ','; do
+for spec in 'frob' 'write,frob=1' 'write,at=x' 'write,error=ENOTHING' 'write,mode=x' 'write,times='; do
     ok "inject: '$spec' is refused with a sentence" says inject: "$io" format=raw "inject=$spec" disk.raw length
 done
 
