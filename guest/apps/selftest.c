@@ -63,6 +63,11 @@ void *test_alloc(size_t len)
     return mem;
 }
 
+bool is_legacy(const struct test *test)
+{
+    return strstr(disk_where(test->index), "legacy") != NULL;
+}
+
 bool restart(struct test *test, const struct vblk_config *config)
 {
     struct vblk_config defaults;
@@ -70,6 +75,7 @@ bool restart(struct test *test, const struct vblk_config *config)
         disk_default_config(&defaults);
         config = &defaults;
     }
+    test->disk = NULL; /* the old one ends, whether there is a new one or not */
     int result = disk_start(test->index, config, &test->disk);
     if (!check_result(test, "starting the disk", result, 0))
         return false;
@@ -149,7 +155,7 @@ static void run_case(struct test *test, const struct test_case *c)
 {
     test->failed = test->skipped = false;
     if (!test->disk && !restart(test, NULL))
-        return;
+        return; /* failed, and says why */
     if (c->feature != ANY_DEVICE && !(test->info.features >> c->feature & 1))
         skip(test, "the device does not offer %s", feature_name((unsigned)c->feature));
     else if (c->needs & NEEDS_WRITE && test->info.read_only)

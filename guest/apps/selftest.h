@@ -41,6 +41,9 @@ bool check_result(struct test *test, const char *what, int result, int wanted);
 /* Starts the disk anew. CONFIG NULL: as the command line has it. */
 bool restart(struct test *test, const struct vblk_config *config);
 
+/* A legacy device: no VERSION_1, and its queues' sizes are its own choice. */
+bool is_legacy(const struct test *test);
+
 /* Test data: every 8 bytes differ by sector, place and seed. data_differs gives the first byte that is not as
  * filled, or -1. */
 void data_fill(void *buf, size_t len, uint64_t sector, uint64_t seed);

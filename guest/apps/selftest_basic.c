@@ -14,8 +14,7 @@ static void negotiation(struct test *test)
     const struct vblk_info *info = &test->info;
     check(test, !(info->features & ~info->device_features), "features %llx were not offered",
           (unsigned long long)(info->features & ~info->device_features));
-    bool legacy = strstr(disk_where(test->index), "legacy") != NULL;
-    check(test, legacy == !(info->features >> VIRTIO_F_VERSION_1 & 1),
+    check(test, is_legacy(test) == !(info->features >> VIRTIO_F_VERSION_1 & 1),
           "VERSION_1 and the transport disagree");
     check(test, info->num_queues >= 1 && info->num_queues <= info->device_num_queues, "%u of %u queues",
           info->num_queues, info->device_num_queues);
