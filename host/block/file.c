@@ -11,10 +11,24 @@
 
 #include "host/block/file_lock.h"
 #include "host/block/node.h"
+#include "host/block/resolve.h"
 #include "host/runtime/trace.h"
 
 /* Elements that are laid out on the stack when a request does not match its iovec array exactly. */
 #define FLATTEN_ON_STACK 64
+
+/* Is HOST one of the files above it? Asked before it is locked: the lock that is in the way would be our own.
+ */
+static int check_ancestors(const struct host_file *host, const struct open_options *options,
+                           struct error *err)
+{
+    for (const struct node_ancestor *a = options->ancestors; a; a = a->above) {
+        if (a->device == host->device && a->inode == host->inode)
+            return error_set(err, -ELOOP, "'%s' is already part of this image: the chain of files is a loop",
+                             host->path);
+    }
+    return 0;
+}
 
 static int coroutine_fn file_co_open(struct node *node, const struct open_options *options, struct error *err)
 {
@@ -31,6 +45,9 @@ static int coroutine_fn file_co_open(struct node *node, const struct open_option
                         strerror((int)-size));
         goto fail;
     }
+    ret = check_ancestors(host, options, err);
+    if (ret < 0)
+        goto fail;
     if (!options->no_lock) {
         ret = file_lock(host, options->read_only, options->force_share, err);
         if (ret < 0)

@@ -171,19 +171,6 @@ static int coroutine_fn add_filters(struct node **protocol, const struct open_op
     return ret;
 }
 
-static int check_ancestors(const struct node *protocol, const struct open_options *options, struct error *err)
-{
-    if (!protocol->host)
-        return 0;
-    for (const struct node_ancestor *a = options->ancestors; a; a = a->above) {
-        if (a->device == protocol->host->device && a->inode == protocol->host->inode)
-            return error_set(err, -ELOOP,
-                             "'%s' is already part of this image: the chain of backing files is a loop",
-                             protocol->filename);
-    }
-    return 0;
-}
-
 int coroutine_fn node_co_open_format(const struct node_driver *driver, struct node *protocol,
                                      const char *path, const struct open_options *options, bool probed,
                                      struct node **out, struct error *err)
@@ -243,9 +230,6 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
     ret = node_co_open_protocol(path, &opened, &protocol, err);
     if (ret < 0)
         return ret;
-    ret = check_ancestors(protocol, &opened, err);
-    if (ret < 0)
-        goto fail;
     if (opened.depth == 0) {
         ret = add_filters(&protocol, &opened, err);
         if (ret < 0)
@@ -328,13 +312,6 @@ int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
     int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = node_co_open_protocol(path, &below, node, err);
-    if (ret == 0) {
-        ret = check_ancestors(*node, options, err);
-        if (ret < 0) {
-            node_co_close(*node);
-            *node = NULL;
-        }
-    }
     if (ret < 0)
         error_prefix(err, ret, "data file of '%s'", parent->filename);
     free(path);

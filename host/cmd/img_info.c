@@ -182,6 +182,24 @@ static json_t *coroutine_fn info_object(struct node *node, char **backing, char 
     return object;
 }
 
+/* May the chain be followed from PATH to NEXT? Says why not. */
+static bool may_follow(const struct img_options *options, const char *path, const char *next)
+{
+    struct open_options open;
+    struct error err = {""};
+    char *real = NULL, *name = NULL;
+    int ret = img_open_options(options, 0, &open, &err);
+    if (ret == 0 && !(name = realpath(next, NULL)))
+        ret = error_set(&err, -errno, "backing file '%s' cannot be opened: %s", next, strerror(errno));
+    if (ret == 0)
+        ret = node_resolve_allowed(path, name, &open, &real, &err);
+    if (ret < 0)
+        img_failed(path, &err);
+    free(real);
+    free(name);
+    return ret == 0;
+}
+
 /* ---- as text ---- */
 
 static const char *string_of(json_t *object, const char *key)
@@ -280,6 +298,8 @@ int coroutine_fn img_co_info(const struct img_options *options)
             print_info(object);
         }
         json_array_append_new(all, object);
+        if (options->backing_chain && next && !may_follow(options, path, next))
+            status = CMD_EXIT_FAILED;
         free(path);
         free(format);
         path = options->backing_chain ? next : NULL;
