@@ -177,6 +177,19 @@ static uint64_t done_so_far(const struct bench *bench)
     return done;
 }
 
+/* Until --runtime is over, or --ops requests are done after the first BEFORE. */
+static void wait_for_end(const struct bench *bench, uint64_t before)
+{
+    uint64_t end = now_ns() + bench->settings->runtime_ms * 1000000u;
+
+    if (!bench->settings->ops) {
+        sleep_ms(bench->settings->runtime_ms);
+        return;
+    }
+    while (now_ns() < end && done_so_far(bench) - before < bench->settings->ops)
+        sleep_ms(1);
+}
+
 struct bench_result {
     uint64_t ns, done;
     struct measure_figures device;
@@ -208,7 +221,7 @@ static void run(struct bench *bench, struct bench_result *result)
     result->done = done_so_far(bench);
     start = now_ns();
     __atomic_store_n(&bench->phase, PHASE_MEASURE, __ATOMIC_RELEASE);
-    sleep_ms(s->runtime_ms);
+    wait_for_end(bench, result->done);
     result->ns = now_ns() - start;
     result->done = done_so_far(bench) - result->done;
     measure_read(&measure, &result->device);
