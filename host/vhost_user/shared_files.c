@@ -11,14 +11,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "host/device/ring_inflight.h"
 #include "host/vhost_user/connection.h"
 
 #define INFLIGHT_ALIGN 64u
 
 size_t inflight_queue_bytes(uint16_t queue_size)
 {
-    size_t bytes = sizeof(struct vhost_user_inflight_packed) +
-                   (size_t)queue_size * sizeof(struct vhost_user_inflight_desc_packed);
+    size_t split = ring_inflight_bytes(false, queue_size), packed = ring_inflight_bytes(true, queue_size);
+    size_t bytes = split > packed ? split : packed;
     return (bytes + INFLIGHT_ALIGN - 1) / INFLIGHT_ALIGN * INFLIGHT_ALIGN;
 }
 
