@@ -29,3 +29,10 @@ unsigned qcow2_bitmaps_count(const struct qcow2 *s)
 void qcow2_bitmaps_free(struct qcow2 *s)
 {
 }
+
+int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
+                                             void (*say)(void *opaque, uint64_t host, uint64_t bytes),
+                                             void *opaque)
+{
+    return 0;
+}

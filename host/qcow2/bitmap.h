@@ -20,6 +20,11 @@ void qcow2_bitmaps_mark(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 /* Stores what was filled, at a clean close. */
 int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s);
 
+/* Says every stretch of the file that the bitmaps occupy: directory, tables, data. */
+int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
+                                             void (*say)(void *opaque, uint64_t host, uint64_t bytes),
+                                             void *opaque);
+
 unsigned qcow2_bitmaps_count(const struct qcow2 *s);
 
 void qcow2_bitmaps_free(struct qcow2 *s);

@@ -588,10 +588,10 @@ int coroutine_fn qcow2_co_corrupt(struct qcow2 *s, const char *format, ...)
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
     /* Once is enough: a guest could fill a log with this. */
-    if (!__atomic_exchange_n(&s->said_corrupt, true, __ATOMIC_RELAXED))
+    if (!s->check_only && !__atomic_exchange_n(&s->said_corrupt, true, __ATOMIC_RELAXED))
         log_message("%s: %s: the image is damaged (check it with ringside-img check)", s->node->filename,
                     text);
-    if (!s->read_only) {
+    if (!s->read_only && !s->check_only) {
         s->io_error = -EIO;
         /* The bit is advice for the next one who opens it: an error here changes nothing. */
         (void)qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_CORRUPT, s->autoclear);

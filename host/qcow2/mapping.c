@@ -231,6 +231,17 @@ int qcow2_l2_writable(struct qcow2 *s, uint64_t offset, uint32_t *slot, uint64_t
     return qcow2_l2_readable(s, offset, slot, words, need);
 }
 
+void coroutine_fn qcow2_co_forget_l2(struct qcow2 *s)
+{
+    qcow2_lock(s);
+    for (size_t i = 0; i < (size_t)s->l2.nb_sets * TABLE_CACHE_WAYS; i++) {
+        while (s->l2.slots[i].state == SLOT_LOADING)
+            co_queue_wait(&s->l2.slots[i].waiters, &s->lock);
+    }
+    table_cache_forget(&s->l2, 0, TABLE_CACHE_NONE);
+    qcow2_unlock(s);
+}
+
 void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry)
 {
     __atomic_store_n(&s->l1[index], entry, __ATOMIC_RELEASE);

@@ -325,6 +325,9 @@ static inline uint64_t qcow2_slice_end(const struct qcow2 *s, uint64_t offset)
 {
     return (qcow2_l2_key(s, offset) + 1) << (s->cluster_bits + s->slice_bits);
 }
+/* Drops all clean L2 slices from the cache, after the tables were changed in the file. No writer is in
+ * flight, all is written back. */
+void coroutine_fn qcow2_co_forget_l2(struct qcow2 *s);
 /* [lock] Marks the L1 entry dirty. */
 void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry);
 

@@ -1,0 +1,43 @@
+/*
+ * What check.c (walking and comparing) and repair.c (setting right) share. Coroutines; no writer is in flight
+ * meanwhile.
+ */
+#ifndef RINGSIDE_QCOW2_CHECK_H
+#define RINGSIDE_QCOW2_CHECK_H
+
+#include "host/qcow2/qcow2_state.h"
+
+#define CHECK_PAGE_BITS    12u
+#define CHECK_MAX_CLUSTERS ((uint64_t)INT32_MAX)
+
+struct check {
+    struct qcow2 *s;
+    struct qcow2_check *result;
+    void (*report)(void *opaque, const char *line);
+    void *opaque;
+    unsigned fix;
+    /* References to each cluster, counted; pages of counters come as they are needed. */
+    uint32_t **pages;
+    uint64_t nb_pages;
+    uint64_t file_clusters; /* rounded up */
+    uint64_t end;           /* one more than the highest cluster with a reference */
+    bool rebuild;           /* the refcount structures themselves cannot be used */
+    int error;              /* the check cannot go on: out of memory */
+};
+
+void check_say(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));
+uint32_t check_references(const struct check *check, uint64_t cluster);
+/* One more reference to all clusters of [host, host+bytes). WHAT for the report. */
+void check_reference(struct check *check, uint64_t host, uint64_t bytes, const char *what);
+/* Counts all references but those of the refcount structures. */
+void coroutine_fn check_co_walk(struct check *check);
+void check_forget(struct check *check);
+
+/* Looks at COPIED in the active tables, against the refcounts as they are (F5); with FIX_ERRORS sets it
+ * right. */
+void coroutine_fn check_co_copied(struct check *check);
+/* New refcount structures from the counted references. 0 or a negative errno. */
+int coroutine_fn check_co_rebuild(struct check *check);
+int coroutine_fn check_co_set_refcount(struct qcow2 *s, uint64_t cluster, uint64_t refcount);
+
+#endif

@@ -1,0 +1,269 @@
+/*
+ * Setting an image right: refcounts, COPIED flags, and the refcount structures as a whole.
+ *
+ * What always holds: references are believed and refcounts follow them; new refcount structures lie behind
+ * everything that is referred to, are durable before the header names them, and leave the old ones as they
+ * are.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/qcow2/check.h"
+
+int coroutine_fn check_co_set_refcount(struct qcow2 *s, uint64_t cluster, uint64_t refcount)
+{
+    uint64_t now, index = cluster >> s->refblock_bits;
+    if (refcount > s->refcount_max)
+        return -ERANGE;
+    if (index >= s->reftable_entries || !s->reftable[index])
+        return -ENOENT;
+    int ret = qcow2_co_refcount_get(s, cluster, &now);
+    if (ret < 0)
+        return ret;
+    qcow2_lock(s);
+    int64_t slot = table_cache_find(&s->ref, cluster >> s->ref_slice_bits);
+    if (slot >= 0 && s->ref.slots[slot].state == SLOT_VALID) {
+        qcow2_refcount_set_raw(table_cache_words(&s->ref, (uint32_t)slot), s->refcount_order,
+                               cluster & ((1ull << s->ref_slice_bits) - 1), refcount);
+        table_cache_set_dirty(&s->ref, (uint32_t)slot, s->gen);
+        if (!refcount)
+            s->free_hint = min_u64(s->free_hint, cluster);
+    } else {
+        ret = -EAGAIN;
+    }
+    qcow2_unlock(s);
+    return ret == -EAGAIN ? check_co_set_refcount(s, cluster, refcount) : ret;
+}
+
+/* ---- COPIED ---- */
+
+/* Is COPIED in ENTRY what the refcount of the cluster at HOST says? 1: it isn't, and *ENTRY has been set
+ * right. */
+static int coroutine_fn co_copied_wrong(struct check *check, uint64_t host, uint64_t *entry)
+{
+    struct qcow2 *s = check->s;
+    uint64_t refcount;
+    if (host >> s->cluster_bits >= CHECK_MAX_CLUSTERS ||
+        qcow2_co_refcount_get(s, host >> s->cluster_bits, &refcount) < 0)
+        return 0; /* reported elsewhere */
+    bool copied = *entry & QCOW2_COPIED;
+    if (copied == (refcount == 1))
+        return 0;
+    *entry ^= QCOW2_COPIED;
+    return 1;
+}
+
+/* *ENTRY of an L2 table: 1 if its COPIED flag was wrong and has been set right. */
+static int coroutine_fn co_copied_entry(struct check *check, uint64_t *entry)
+{
+    struct qcow2 *s = check->s;
+    uint64_t host = *entry & QCOW2_L2_OFFSET_MASK;
+    if (*entry & QCOW2_L2_COMPRESSED) {
+        if (!(*entry & QCOW2_COPIED))
+            return 0;
+        *entry &= ~QCOW2_COPIED;
+        return 1;
+    }
+    if (!host || (host & (s->cluster_bytes - 1)) || s->data != s->node->file || s->data_missing)
+        return 0;
+    return co_copied_wrong(check, host, entry);
+}
+
+static void count_copied(struct check *check, const char *what, uint64_t entry)
+{
+    check_say(check, "%s OFLAG_COPIED %s: entry=%llx", check->fix & QCOW2_FIX_ERRORS ? "Repairing" : "ERROR",
+              what, (unsigned long long)entry);
+    check->result->corruptions++;
+    if (check->fix & QCOW2_FIX_ERRORS)
+        check->result->corruptions_fixed++;
+}
+
+static void coroutine_fn co_copied_l2(struct check *check, uint64_t offset, uint8_t *buf)
+{
+    struct qcow2 *s = check->s;
+    unsigned step = s->extended_l2 ? 2 : 1;
+    be64 *table = (be64 *)(void *)buf;
+    bool changed = false;
+    if (node_co_pread(s->node->file, offset, buf, s->cluster_bytes) < 0)
+        return; /* reported by the walk */
+    for (uint64_t i = 0; i < 1ull << s->l2_bits; i++) {
+        uint64_t entry = be64_get(table[i * step]), was = entry;
+        if (!entry || !co_copied_entry(check, &entry))
+            continue;
+        count_copied(check, "data cluster", was);
+        table[i * step] = be64_put(entry);
+        changed = true;
+    }
+    if (changed && (check->fix & QCOW2_FIX_ERRORS) &&
+        node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0) < 0)
+        check->result->check_errors++;
+}
+
+void coroutine_fn check_co_copied(struct check *check)
+{
+    struct qcow2 *s = check->s;
+    uint8_t *buf = qcow2_buffer_get(s);
+    if (!buf) {
+        check->error = -ENOMEM;
+        return;
+    }
+    /* The tables are changed in the file: nothing may be left of them in the cache, before or after.
+     * Refcounts go out first, as always. */
+    if (check->fix && qcow2_co_writeback(s) < 0)
+        check->result->check_errors++;
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        uint64_t entry = s->l1[i], offset = entry & QCOW2_L1_OFFSET_MASK;
+        if (!offset || (offset & (s->cluster_bytes - 1)) || offset >> s->cluster_bits >= check->file_clusters)
+            continue;
+        if (co_copied_wrong(check, offset, &entry)) {
+            count_copied(check, "L2 table", s->l1[i]);
+            if (check->fix & QCOW2_FIX_ERRORS) {
+                qcow2_lock(s);
+                qcow2_l1_set(s, i, entry);
+                qcow2_unlock(s);
+            }
+        }
+        co_copied_l2(check, offset, buf);
+    }
+    if (check->fix)
+        qcow2_co_forget_l2(s);
+    qcow2_buffer_put(s, buf);
+}
+
+/* ---- new refcount structures ---- */
+
+struct rebuilt {
+    uint64_t start;                  /* cluster: blocks, then the table */
+    uint64_t blocks, table_clusters; /* how many */
+    uint64_t entries;
+};
+
+static bool range_in_use(const struct check *check, uint64_t index, const struct rebuilt *r)
+{
+    struct qcow2 *s = check->s;
+    uint64_t first = index << s->refblock_bits, end = first + (1ull << s->refblock_bits);
+    if (first < r->start + r->blocks + r->table_clusters && end > r->start)
+        return true;
+    uint64_t page = 1ull << CHECK_PAGE_BITS;
+    for (uint64_t c = first; c < end && c < check->end;) {
+        if (c >> CHECK_PAGE_BITS >= check->nb_pages)
+            break;
+        if (!check->pages[c >> CHECK_PAGE_BITS]) {
+            c = (c & ~(page - 1)) + page;
+            continue;
+        }
+        if (check_references(check, c))
+            return true;
+        c++;
+    }
+    return false;
+}
+
+static void plan_rebuild(const struct check *check, struct rebuilt *r)
+{
+    struct qcow2 *s = check->s;
+    *r = (struct rebuilt){
+        .start = max_u64(check->end, check->file_clusters), .blocks = 1, .table_clusters = 1};
+    for (;;) {
+        uint64_t indices = ((r->start + r->blocks + r->table_clusters - 1) >> s->refblock_bits) + 1,
+                 blocks = 0;
+        for (uint64_t i = 0; i < indices; i++)
+            blocks += range_in_use(check, i, r);
+        uint64_t table = (indices * 8 + s->cluster_bytes - 1) >> s->cluster_bits;
+        if (blocks <= r->blocks && table <= r->table_clusters)
+            break;
+        r->blocks = max_u64(blocks, r->blocks);
+        r->table_clusters = max_u64(table, r->table_clusters);
+    }
+    r->entries = r->table_clusters << (s->cluster_bits - 3);
+}
+
+static int coroutine_fn co_write_rebuilt(struct check *check, const struct rebuilt *r, uint64_t *table,
+                                         uint8_t *buf)
+{
+    struct qcow2 *s = check->s;
+    uint64_t used_end = r->start + r->blocks + r->table_clusters, next = 0;
+    int ret = qcow2_co_extend_file(s, used_end << s->cluster_bits);
+    for (uint64_t i = 0; i < r->entries && next < r->blocks && ret == 0; i++) {
+        if (!range_in_use(check, i, r))
+            continue;
+        memset(buf, 0, s->cluster_bytes);
+        for (uint64_t k = 0; k < 1ull << s->refblock_bits; k++) {
+            uint64_t c = (i << s->refblock_bits) + k;
+            uint64_t count = c >= r->start && c < used_end ? 1 : check_references(check, c);
+            if (count > s->refcount_max)
+                return -ERANGE;
+            if (count)
+                qcow2_refcount_set_raw(buf, s->refcount_order, k, count);
+        }
+        table[i] = (r->start + next++) << s->cluster_bits;
+        ret = node_co_pwrite(s->node->file, table[i], buf, s->cluster_bytes, 0);
+    }
+    uint64_t table_offset = (r->start + r->blocks) << s->cluster_bits, per = s->cluster_bytes / 8;
+    for (uint64_t c = 0; c < r->table_clusters && ret == 0; c++) {
+        for (uint64_t i = 0; i < per; i++)
+            ((be64 *)(void *)buf)[i] = be64_put(table[c * per + i]);
+        ret = node_co_pwrite(s->node->file, table_offset + (c << s->cluster_bits), buf, s->cluster_bytes, 0);
+    }
+    return ret == 0 ? node_co_flush(s->node->file) : ret;
+}
+
+int coroutine_fn check_co_rebuild(struct check *check)
+{
+    struct qcow2 *s = check->s;
+    struct qcow2_check ignored = {0};
+    struct check count = {.s = s, .result = &ignored, .file_clusters = check->file_clusters};
+    struct rebuilt r;
+    uint64_t *table = NULL;
+    uint8_t *dirty = NULL, *buf = qcow2_buffer_get(s);
+    check_say(check, "Rebuilding refcount structure");
+    /* Once more, without the structures that are to go. */
+    check_co_walk(&count);
+    int ret = count.error ? count.error : buf ? 0 : -ENOMEM;
+    if (ret == 0) {
+        plan_rebuild(&count, &r);
+        if (r.table_clusters << s->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
+            ret = -EFBIG;
+    }
+    if (ret == 0) {
+        table = calloc(r.entries, 8);
+        dirty = calloc(r.entries / 64 + 1, 1);
+        ret = table && dirty ? co_write_rebuilt(&count, &r, table, buf) : -ENOMEM;
+    }
+    if (ret == 0) {
+        co_mutex_lock(&s->header_lock);
+        uint64_t old_offset = s->reftable_offset;
+        uint32_t old_clusters = s->reftable_clusters;
+        s->reftable_offset = (r.start + r.blocks) << s->cluster_bits;
+        s->reftable_clusters = (uint32_t)r.table_clusters;
+        ret = qcow2_co_write_header_sector(s);
+        if (ret < 0) {
+            s->reftable_offset = old_offset;
+            s->reftable_clusters = old_clusters;
+        }
+        co_mutex_unlock(&s->header_lock);
+    }
+    qcow2_buffer_put(s, buf);
+    check_forget(&count);
+    if (ret < 0) {
+        free(table);
+        free(dirty);
+        return ret;
+    }
+    qcow2_lock(s);
+    free(s->reftable);
+    free(s->reftable_dirty);
+    s->reftable = table;
+    s->reftable_dirty = dirty;
+    s->reftable_nb_dirty = 0;
+    s->reftable_entries = (uint32_t)r.entries;
+    table_cache_forget(&s->ref, 0, TABLE_CACHE_NONE);
+    s->fresh_from = max_u64(s->fresh_from, (r.start + r.blocks + r.table_clusters) << s->cluster_bits);
+    s->free_hint = 0;
+    free(s->overlap.slots);
+    s->overlap = (struct qcow2_overlap_map){0};
+    ret = qcow2_overlap_build(s);
+    qcow2_unlock(s);
+    return ret;
+}
