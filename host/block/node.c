@@ -78,8 +78,10 @@ int coroutine_fn node_co_open_driver(const struct node_driver *driver, const cha
 {
     *node = NULL;
     struct node *protocol = node_alloc(driver, path);
-    if (!protocol)
-        return error_set(err, -ENOMEM, "'%s': out of memory", path);
+    if (!protocol) {
+        error_set(err, -ENOMEM, "'%s': out of memory", path);
+        return -ENOMEM;
+    }
     protocol->read_only = options->read_only;
     protocol->ignore_discard = options->ignore_discard;
     protocol->unsafe = options->cache == CACHE_UNSAFE;
@@ -109,7 +111,8 @@ int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct no
     struct node *filter = node_alloc(driver, below->filename);
     int ret;
     if (!filter) {
-        ret = error_set(err, -ENOMEM, "'%s': out of memory", below->filename);
+        ret = -ENOMEM;
+        error_set(err, ret, "'%s': out of memory", below->filename);
         goto fail;
     }
     filter->file = below;
@@ -180,7 +183,8 @@ int coroutine_fn node_co_open_format(const struct node_driver *driver, struct no
     struct node *node = node_alloc(driver, path);
     int ret;
     if (!node) {
-        ret = error_set(err, -ENOMEM, "'%s': out of memory", path);
+        ret = -ENOMEM;
+        error_set(err, ret, "'%s': out of memory", path);
         goto fail;
     }
     if (protocol && protocol->host) {

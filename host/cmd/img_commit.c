@@ -74,7 +74,7 @@ static int coroutine_fn open_layers(struct commit *commit, const struct img_opti
             img_failed(options->names[0], &err);
             break;
         }
-        if (!wanted || strcmp(wanted, path) == 0) {
+        if (!wanted || (path && strcmp(wanted, path) == 0)) {
             commit->base_path = path;
             commit->base_format = format;
             path = format = NULL;

@@ -205,9 +205,9 @@ static void coroutine_fn work(void *opaque)
     if (!buf)
         fail(c, -ENOMEM, 0, true);
     while (buf && take(c, &piece)) {
-        int ret = 0;
+        int ret;
         if (piece.skip) {
-            ret = 0;
+            /* It shows through from the target's backing file. */
         } else if (piece.zero && c->sparse) {
             ret = write_zeroes(c, piece.offset, piece.bytes);
             if (ret < 0)
@@ -215,6 +215,7 @@ static void coroutine_fn work(void *opaque)
         } else if (piece.zero) {
             /* -S 0: even zeroes take space. */
             memset(buf, 0, size);
+            ret = 0;
             for (uint64_t at = 0; at < piece.bytes && ret == 0; at += size)
                 ret = node_co_pwrite(c->target, piece.offset + at, buf, min_u64(size, piece.bytes - at), 0);
             if (ret < 0)
@@ -286,9 +287,9 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
         }
         ret = node_co_open(path, &open, &c->target, &err);
     }
-    if (ret < 0) {
+    if (ret < 0 || !c->target) {
         img_failed(path, &err);
-        return ret;
+        return -EIO;
     }
     if (node_length(c->target) < c->total) {
         log_message("%s: has %" PRIu64 " bytes, fewer than the source's %" PRIu64, path,

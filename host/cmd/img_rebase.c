@@ -142,10 +142,10 @@ int coroutine_fn img_co_rebase(const struct img_options *options)
         ret = open_new(&r, options, &err);
         r.old_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;
         r.new_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;
-        if (ret == 0 && !(r.old_buf && r.new_buf))
-            ret = error_set(&err, -ENOMEM, "out of memory");
-        if (ret == 0)
+        if (ret == 0 && r.old_buf && r.new_buf)
             ret = copy(&r, options, &err);
+        else if (ret == 0)
+            ret = error_set(&err, -ENOMEM, "out of memory");
     }
     if (ret == 0)
         ret = qcow2_co_change_backing(r.image, name[0] ? name : NULL,
