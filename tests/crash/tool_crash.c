@@ -24,13 +24,15 @@
 
 extern char **environ;
 
-static int qemu_img(const char *const argv[])
+/* Runs qemu-img; what it says goes to the file REPORT. Its exit status, or -1. */
+static int qemu_img(const char *report, const char *const argv[])
 {
     pid_t pid;
     int status;
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, report, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_adddup2(&actions, 1, 2);
     int error = posix_spawnp(&pid, "qemu-img", &actions, NULL, (char *const *)argv, environ);
     posix_spawn_file_actions_destroy(&actions);
     if (error != 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
@@ -96,16 +98,21 @@ static void coroutine_fn read_image(void *opaque)
 static bool judge(const char *path, const struct crash_model *model, uint32_t at, bool lazy, char *why,
                   size_t why_bytes, bool *changed)
 {
-    int status = qemu_img((const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
+    char report[520];
+    snprintf(report, sizeof report, "%s.check", path);
+    int status =
+        qemu_img(report, (const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
     *changed = false;
     if (status != 0 && status != 3 && lazy) {
         /* refcounts were put off: repaired, all must be well (checklist O2) */
         *changed = true;
-        qemu_img((const char *const[]){"qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", path, NULL});
-        status = qemu_img((const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
+        qemu_img(report,
+                 (const char *const[]){"qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", path, NULL});
+        status =
+            qemu_img(report, (const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
     }
     if (status != 0 && status != 3) {
-        snprintf(why, why_bytes, "qemu-img check exits with %d", status);
+        snprintf(why, why_bytes, "qemu-img check exits with %d, see %s", status, report);
         return false;
     }
     struct reading reading = {.path = path, .repair = lazy};
