@@ -6,9 +6,14 @@
  * order, and each run without gaps goes down as one request, as far as the limits of the node below allow. A
  * request that comes alone takes none of these steps.
  *
+ * Requests that can't touch, as random ones mostly can't, are told by a hashed set of their beginnings, and
+ * go down as they came.
+ *
  * What always holds: the order of requests with equal sectors is that of the ring; a joined request that
  * fails is done again one by one, so that each driver's request gets the result that it would have had alone.
  */
+#include <string.h>
+
 #include "host/device/virtio_blk_internal.h"
 #include "host/runtime/trace.h"
 
@@ -83,15 +88,39 @@ static void sort_by_offset(struct virtio_blk_request **requests, unsigned count)
     }
 }
 
+static unsigned filter_bit(uint64_t offset)
+{
+    /* Fibonacci hashing: the upper bits of the product depend on all of the sector's. */
+    return (unsigned)(offset / VIRTIO_BLK_SECTOR_BYTES * 0x9e3779b97f4a7c15u >> 52) % MULTIREQ_FILTER_BITS;
+}
+
+/* Can any of them touch another one? Random requests mostly don't, and then sorting would be for nothing. */
+static bool may_touch(const struct multireq *multireq, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        unsigned bit = filter_bit(multireq->requests[i]->offset + multireq->requests[i]->bytes);
+
+        if (multireq->begins[bit / 64] >> (bit % 64) & 1)
+            return true;
+    }
+    return false;
+}
+
 void multireq_submit(struct virtio_blk_queue *queue)
 {
     struct multireq *multireq = &queue->multireq;
     struct virtio_blk_request **requests = multireq->requests;
     unsigned count = multireq->count, start = 0;
 
+    if (count == 0)
+        return;
     multireq->count = 0;
-    if (count > 1)
-        sort_by_offset(requests, count);
+    if (count == 1 || !may_touch(multireq, count)) {
+        for (unsigned i = 0; i < count; i++)
+            submit_single(requests[i]);
+        return;
+    }
+    sort_by_offset(requests, count);
     while (start < count) {
         uint64_t bytes = requests[start]->bytes;
         unsigned niov = requests[start]->niov, end = start + 1;
@@ -113,6 +142,7 @@ void multireq_submit(struct virtio_blk_queue *queue)
 void multireq_add(struct virtio_blk_queue *queue, struct virtio_blk_request *request)
 {
     struct multireq *multireq = &queue->multireq;
+    unsigned bit;
 
     if (!queue->merging) {
         submit_single(request);
@@ -120,6 +150,10 @@ void multireq_add(struct virtio_blk_queue *queue, struct virtio_blk_request *req
     }
     if (multireq->count == MULTIREQ_MAX || (multireq->count > 0 && multireq->type != request->type))
         multireq_submit(queue);
+    if (multireq->count == 0)
+        memset(multireq->begins, 0, sizeof(multireq->begins));
+    bit = filter_bit(request->offset);
+    multireq->begins[bit / 64] |= 1ull << (bit % 64);
     multireq->type = request->type;
     multireq->requests[multireq->count++] = request;
 }

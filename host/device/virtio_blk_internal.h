@@ -62,10 +62,14 @@ struct virtio_blk_request {
 #define MULTIREQ_MAX       32u
 #define MULTIREQ_MAX_BYTES (1u << 20) /* joining what is large already gains nothing */
 
+#define MULTIREQ_FILTER_BITS 4096u
+
 struct multireq {
     unsigned count;
     uint8_t type; /* VIRTIO_BLK_T_IN or _OUT: all of one kind */
     struct virtio_blk_request *requests[MULTIREQ_MAX];
+    /* Where requests begin, hashed: an end that is not in here has no successor. */
+    uint64_t begins[MULTIREQ_FILTER_BITS / 64];
 };
 
 /* Takes REQUEST (IN or OUT, checked) to be submitted with its neighbours. */

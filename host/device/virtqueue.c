@@ -7,11 +7,14 @@
 #include <errno.h>
 #include <string.h>
 
+static const struct guest_region no_region; /* empty: whatever is looked for is not in it */
+
 int virtqueue_init(struct virtqueue *vq, const struct virtqueue_setup *setup, const char **why)
 {
     /* The array of segments is not worth clearing. */
     memset(vq, 0, offsetof(struct virtqueue, iov));
     vq->memory = setup->memory;
+    vq->last_region = &no_region;
     vq->packed = setup->packed;
     vq->event_idx = setup->features & VIRTIO_BIT(VIRTIO_F_EVENT_IDX);
     vq->indirect = setup->features & VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC);
@@ -79,13 +82,8 @@ uint16_t virtqueue_last_used_idx(const struct virtqueue *vq)
     return vq->split.used_idx;
 }
 
-void virtq_chain_begin(struct virtq_chain *chain)
-{
-    *chain = (struct virtq_chain){.num_descs = 1};
-}
-
-int virtq_chain_add(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
-                    bool writable)
+int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
+                         bool writable)
 {
     unsigned n = chain->out + chain->in, before = n;
     int result;
@@ -102,6 +100,8 @@ int virtq_chain_add(struct virtqueue *vq, struct virtq_chain *chain, uint64_t ad
             chain->too_long = true;
         else if (result < 0)
             goto outside;
+        else
+            vq->last_region = guest_memory_find(vq->memory, (guest_addr){addr});
     }
     if (chain->too_long) {
         /* Nothing but the place of the last byte is wanted any more. Each byte of it must still be there. */

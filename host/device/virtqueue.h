@@ -43,7 +43,8 @@ struct virtq_chain {
 struct virtqueue {
     /* set by virtqueue_init */
     const struct guest_memory *memory;
-    uint16_t size, mask; /* mask: split only */
+    const struct guest_region *last_region; /* where the last segment was: the next one mostly is there too */
+    uint16_t size, mask;                    /* mask: split only */
     bool packed, event_idx, indirect;
     bool notify_wanted; /* what the driver was told last */
     union {
@@ -166,10 +167,40 @@ static inline uint64_t virtq_load_word(const le64 *p)
 }
 
 /* Starts an empty chain. */
-void virtq_chain_begin(struct virtq_chain *chain);
+static inline void virtq_chain_begin(struct virtq_chain *chain, uint16_t id)
+{
+    *chain = (struct virtq_chain){.id = id, .num_descs = 1};
+}
+
+/* The general case of virtq_chain_add. */
+int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
+                         bool writable);
+
 /* Adds a segment. -EPROTO with vq->why: outside of guest memory, or a readable one after a writable one. */
-int virtq_chain_add(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
-                    bool writable);
+static inline int virtq_chain_add(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr,
+                                  uint32_t len, bool writable)
+{
+    const struct guest_region *region = vq->last_region;
+    unsigned n = chain->out + chain->in;
+    uint64_t skip = addr - region->guest_addr; /* wraps to something too large below the region */
+
+    /* In one piece, in the region of the one before, nothing special about it. */
+    if (__builtin_expect(skip >= region->bytes || len > region->bytes - skip || len == 0 ||
+                             n >= VIRTQ_IOV_MAX || chain->too_long || (!writable && chain->in > 0),
+                         0))
+        return virtq_chain_add_slow(vq, chain, addr, len, writable);
+    vq->iov[n].iov_base = region->host + skip;
+    vq->iov[n].iov_len = len;
+    if (writable) {
+        chain->in++;
+        chain->in_bytes += len;
+        chain->last_in = region->host + skip + len - 1;
+    } else {
+        chain->out++;
+        chain->out_bytes += len;
+    }
+    return 0;
+}
 
 int virtqueue_split_init(struct virtqueue *vq, const struct virtqueue_setup *setup, const char **why);
 int virtqueue_split_pop(struct virtqueue *vq, struct virtq_chain *chain);

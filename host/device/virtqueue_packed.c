@@ -113,7 +113,7 @@ int virtqueue_packed_pop(struct virtqueue *vq, struct virtq_chain *chain)
 
     if (!flags_available(flags, wrap))
         return 0;
-    virtq_chain_begin(chain);
+    virtq_chain_begin(chain, 0);
     for (;;) {
         const struct virtq_packed_desc *desc = &vq->ring.desc[at];
         uint64_t addr = virtq_load_word(&desc->addr);
@@ -153,7 +153,7 @@ int virtqueue_packed_pop(struct virtqueue *vq, struct virtq_chain *chain)
 int virtqueue_packed_repop(struct virtqueue *vq, const struct virtq_packed_desc *descs, unsigned count,
                            struct virtq_chain *chain)
 {
-    virtq_chain_begin(chain);
+    virtq_chain_begin(chain, 0);
     chain->num_descs = (uint16_t)count;
     for (unsigned i = 0; i < count; i++) {
         int result = walk_one(vq, chain, le64_get(descs[i].addr), le32_get(descs[i].len),

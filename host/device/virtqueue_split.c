@@ -163,8 +163,7 @@ int virtqueue_split_pop(struct virtqueue *vq, struct virtq_chain *chain)
         vq->why = "the available ring names a descriptor outside the table";
         return -EPROTO;
     }
-    virtq_chain_begin(chain);
-    chain->id = head;
+    virtq_chain_begin(chain, head);
     if (walk_chain(vq, chain, head) < 0)
         return -EPROTO;
     vq->split.last_avail++;
@@ -173,8 +172,7 @@ int virtqueue_split_pop(struct virtqueue *vq, struct virtq_chain *chain)
 
 int virtqueue_split_repop(struct virtqueue *vq, uint16_t head, struct virtq_chain *chain)
 {
-    virtq_chain_begin(chain);
-    chain->id = head;
+    virtq_chain_begin(chain, head);
     return walk_chain(vq, chain, head) < 0 ? -EPROTO : 1;
 }
 
