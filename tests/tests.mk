@@ -22,6 +22,16 @@ $(BUILD)/tests/$(basename $(notdir $(1))): $(BUILD)/obj/$(1).o $(call obj_of,$(c
 endef
 $(foreach t,$(TOOL_SRC),$(eval $(call tool_rule,$(t))))
 
+# The crash explorer once more, over a qcow2 that writes its tables in the wrong order: it has to notice.
+BROKEN_ORDER := $(BUILD)/obj/host/qcow2/writeback-broken.c.o
+$(BROKEN_ORDER): host/qcow2/writeback.c
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS_HOST) -DRINGSIDE_BREAK_QCOW2_ORDER -MMD -MP -c -o $@ $<
+$(BUILD)/tests/tool_crash_broken: $(call obj_of,$(wildcard tests/crash/*.c)) $(BROKEN_ORDER) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
+	$(call link)
+TOOLS += $(BUILD)/tests/tool_crash_broken
+
 .PHONY: units tools check check-unit check-image check-harness check-qemu check-crash check-fuzz check-long
 units: $(UNIT)
 tools: $(TOOLS)
