@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # For tests/qemu/test-*.sh, behind tests/lib.sh: images, guests, and what a guest leaves on an image.
 # Everything is given a time limit, so that a guest that hangs fails its case and no more.
 
