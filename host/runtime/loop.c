@@ -28,6 +28,9 @@
 #define EPOLL_EVERY 64
 /* First step of a handler's polling budget. */
 #define POLL_FIRST_NS 4000
+/* Short waits that a long one outweighs, and how many are remembered. */
+#define POLL_CREDIT_MISS 4
+#define POLL_CREDIT_MAX  8
 /* Rounds of ready coroutines and deferred work at the end of a turn, before descriptors are looked at again.
  */
 #define TAIL_ROUNDS_MAX 16
@@ -409,6 +412,7 @@ int loop_fd_add(struct loop *loop, struct loop_fd *handler)
     handler->loop = loop;
     handler->events = 0;
     handler->poll_budget_ns = 0;
+    handler->poll_credit = 0;
     handler->polling = handler->fired = false;
     ret = set_events(handler, wanted_events(handler));
     if (ret < 0)
@@ -537,8 +541,11 @@ static void set_polling(struct loop *loop, bool on)
     loop->polling = on;
 }
 
-/* What the handlers learn from a wait of WAITED_NS. Longer than the ceiling: nobody gains from spinning,
- * whoever it was that ended it. Shorter: those that fired would have been found by spinning a bit longer. */
+/* What the handlers learn from a wait of WAITED_NS. Shorter than the ceiling: those that fired would have
+ * been found by spinning a bit longer. Longer: nobody gained from spinning, whoever it was that ended the
+ * wait, and the budget goes at once. A missed spin costs more than a hit saves, so a handler has to earn its
+ * budget by several short waits for each long one; else, where the other side shares our processors and
+ * pauses often, spinning would eat a third of the time. */
 static void adjust_budgets(struct loop *loop, uint64_t waited_ns, uint64_t poll_max_ns)
 {
     struct loop_fd *handler;
@@ -546,10 +553,16 @@ static void adjust_budgets(struct loop *loop, uint64_t waited_ns, uint64_t poll_
     for (handler = loop->polled; handler; handler = handler->next_polled) {
         uint64_t budget = handler->poll_budget_ns;
 
-        if (waited_ns > poll_max_ns)
-            budget = budget / 2 >= POLL_FIRST_NS ? budget / 2 : 0;
-        else if (handler->fired && waited_ns > budget)
-            budget = budget ? budget * 2 : POLL_FIRST_NS;
+        if (waited_ns > poll_max_ns) {
+            handler->poll_credit -=
+                handler->poll_credit < POLL_CREDIT_MISS ? handler->poll_credit : POLL_CREDIT_MISS;
+            budget = 0;
+        } else if (handler->fired) {
+            if (handler->poll_credit < POLL_CREDIT_MAX)
+                handler->poll_credit++;
+            if (waited_ns > budget && handler->poll_credit >= POLL_CREDIT_MISS)
+                budget = budget ? budget * 2 : POLL_FIRST_NS;
+        }
         handler->poll_budget_ns = budget < poll_max_ns ? budget : poll_max_ns;
         handler->fired = false;
     }

@@ -78,6 +78,7 @@ struct loop_fd {
     struct loop *loop;
     struct loop_fd *next_polled, *prev_polled;
     uint64_t poll_budget_ns;
+    uint32_t poll_credit;
     uint32_t events;
 };
 
@@ -92,8 +93,8 @@ void loop_fd_update(struct loop_fd *handler);
 /* A handler that is polled for but has no descriptor of its own (fd -1) is allowed. */
 
 /* Ceiling of the time the loop spins before it sleeps; 0 turns polling off. Each handler has a budget of its
- * own that grows (first step, then doubled) when spinning longer would have paid and shrinks when it did
- * not. Any thread. */
+ * own that grows (first step, then doubled) when spinning longer would have paid several times, and goes to
+ * nothing when it did not. Any thread. */
 void loop_set_poll_max_ns(struct loop *loop, uint64_t ns);
 
 /* ---- timers ---- */
