@@ -2,12 +2,12 @@
  * libFuzzer on the vhost-user server: the input is what a front end sends, message after message. Server,
  * device and queues share one loop in this thread, so an input does the same every time.
  *
- * Input: a sequence of steps, the first byte of each says which:
- *   0..63     a message of that request: flags byte, descriptor byte (kind << 4 | count), size byte, payload
- *   64..127   a well-formed message that gets the connection further: see `helper`
- *   128..191  so many bytes written to guest memory: 16-bit offset in units of 2, length byte, bytes; then a
- * kick 192..     so many raw bytes on the socket After every input the process must have as many descriptors
- * as before.
+ * Input: a byte that says how far the connection is already (0 fresh, 1 negotiated, 2 ring set up, 3 running,
+ * and 4 a packed ring), then a sequence of steps, the first byte of each says which: 0..63     a message of
+ * that request: flags byte, descriptor byte (kind << 4 | count), size byte, payload 64..127   a well-formed
+ * message that gets the connection further: see `helper` 128..191  so many bytes written to guest memory:
+ * 16-bit offset in units of 2, length byte, bytes; then a kick 192..     so many raw bytes on the socket
+ * After every input the process must have as many descriptors as before.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -244,6 +244,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!server)
         abort();
     run();
+    /* protocol features, features, memory, ring, kick, enable */
+    static const uint8_t ready[] = {0, 2, 3, 4, 5, 6};
+    uint8_t stage = byte(&in);
+    for (unsigned i = 0; i < (stage & 3) * 2u; i++) {
+        helper(ready[i] | (ready[i] == 2 && (stage & 4) ? 32u : 0u), pair[0], &g);
+        run();
+    }
     for (int steps = 0; in.size > 0 && steps < 64 && swallow(pair[0]); steps++) {
         uint8_t step = byte(&in);
         if (step < 64) {
