@@ -36,3 +36,11 @@ int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
 {
     return 0;
 }
+
+int coroutine_fn qcow2_co_bitmaps(struct node *node, struct qcow2_bitmap_info **list, size_t *count,
+                                  struct error *err)
+{
+    *list = NULL;
+    *count = 0;
+    return 0;
+}

@@ -390,6 +390,8 @@ void qcow2_free_entry(struct qcow2 *s, uint64_t entry, bool punch);
 void qcow2_free_durable(struct qcow2 *s, struct qcow2_free_list *flushed);
 /* Counts down and punches what nobody uses any more. */
 void coroutine_fn qcow2_co_reclaim(struct qcow2 *s);
+/* The same for all that is durably free, waiting for readers. */
+void coroutine_fn qcow2_co_reclaim_all(struct qcow2 *s);
 void qcow2_free_list_destroy(struct qcow2_free_list *list);
 /* Host clusters that a compressed L2 entry's data touches. */
 void qcow2_compressed_range(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes);

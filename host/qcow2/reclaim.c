@@ -195,3 +195,16 @@ void coroutine_fn qcow2_co_reclaim(struct qcow2 *s)
     s->reclaiming = false;
     qcow2_unlock(s);
 }
+
+void coroutine_fn qcow2_co_reclaim_all(struct qcow2 *s)
+{
+    for (;;) {
+        qcow2_co_reclaim(s);
+        qcow2_lock(s);
+        bool left = s->grace_next.count || s->grace.count || s->ready.count || s->reclaiming;
+        qcow2_unlock(s);
+        if (!left)
+            return;
+        co_sleep_ns(200000); /* somebody is still reading */
+    }
+}

@@ -1,36 +1,607 @@
-/* Refused by name so far. */
-#include "host/qcow2/qcow2_state.h"
+/*
+ * Internal snapshots: created, applied, deleted; and the active mapping replaced as a whole.
+ *
+ * What always holds: no writer is in flight meanwhile and everything is written back before tables are
+ * changed in the file. Refcounts go up, durably, before there is a second reference, and down after it is
+ * durably gone. Between the two the COPIED flags cannot agree with the refcounts, so in version 3 the dirty
+ * bit is set for as long (checklist O2).
+ */
 #include <errno.h>
-int coroutine_fn qcow2_co_snapshot_create(struct node *node, const char *name, struct error *err)
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "host/qcow2/check.h"
+
+/* ---- walking a mapping tree in the file ---- */
+
+/* What is done with every reference that an L1 table makes, its L2 tables included. */
+typedef int coroutine_fn on_reference(struct qcow2 *s, uint64_t host, uint64_t bytes);
+
+static int coroutine_fn add_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
 {
-    return error_set(err, -ENOTSUP, "creating internal snapshots is not supported");
+    uint64_t first = host >> s->cluster_bits, end = (host + bytes - 1) >> s->cluster_bits;
+    return qcow2_co_refcount_change(s, first, end - first + 1, 1);
 }
 
-int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_name, struct error *err)
+static int coroutine_fn undo_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
 {
-    return error_set(err, -ENOTSUP, "applying internal snapshots is not supported");
+    uint64_t first = host >> s->cluster_bits, end = (host + bytes - 1) >> s->cluster_bits;
+    (void)qcow2_co_refcount_change(s, first, end - first + 1, -1);
+    return 0;
+}
+
+static int coroutine_fn drop_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    qcow2_lock(s);
+    qcow2_free_later(s, qcow2_cluster_down(s, host), bytes + (host & (s->cluster_bytes - 1)), true);
+    bool much = s->freed.count > 4096;
+    qcow2_unlock(s);
+    int ret = much ? qcow2_co_writeback(s) : 0;
+    if (much && ret == 0)
+        qcow2_co_reclaim(s);
+    return ret;
+}
+
+static bool entry_reference(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)
+{
+    if (entry & QCOW2_L2_COMPRESSED) {
+        qcow2_compressed_range(s, entry, host, bytes);
+        /* The last sector is only counted as far as the file goes. */
+        return *host < s->file_bytes;
+    }
+    *host = entry & QCOW2_L2_OFFSET_MASK;
+    *bytes = s->cluster_bytes;
+    return *host && !(*host & (s->cluster_bytes - 1)) && *host < s->file_bytes;
+}
+
+/* Calls FN for the first LIMIT references (L2 tables and clusters) of a tree; *DONE counts them. */
+static int coroutine_fn co_walk_tree(struct qcow2 *s, const uint64_t *l1, uint64_t entries, on_reference *fn,
+                                     uint64_t limit, uint64_t *done)
+{
+    unsigned step = s->extended_l2 ? 2 : 1;
+    uint8_t *buf = qcow2_buffer_get(s);
+    int ret = buf ? 0 : -ENOMEM;
+    *done = 0;
+    for (uint64_t i = 0; i < entries && ret == 0; i++) {
+        uint64_t table = l1[i] & QCOW2_L1_OFFSET_MASK, host, bytes;
+        if (!table)
+            continue;
+        if ((table & (s->cluster_bytes - 1)) ||
+            table + s->cluster_bytes > qcow2_cluster_up(s, s->file_bytes)) {
+            ret = -EIO;
+            break;
+        }
+        ret = node_co_pread(s->node->file, table, buf, s->cluster_bytes);
+        for (uint64_t k = 0; k < 1ull << s->l2_bits && ret == 0; k++) {
+            uint64_t entry = be64_get(((const be64 *)(const void *)buf)[k * step]);
+            if (!entry || !entry_reference(s, entry, &host, &bytes))
+                continue;
+            if (*done == limit)
+                goto out;
+            ret = fn(s, host, bytes);
+            *done += ret == 0;
+        }
+        if (ret == 0) {
+            if (*done == limit)
+                goto out;
+            ret = fn(s, table, s->cluster_bytes);
+            *done += ret == 0;
+        }
+    }
+out:
+    qcow2_buffer_put(s, buf);
+    return ret;
+}
+
+/* One more reference to all that the tree refers to, or none. */
+static int coroutine_fn co_add_tree(struct qcow2 *s, const uint64_t *l1, uint64_t entries)
+{
+    uint64_t done, undone;
+    int ret = co_walk_tree(s, l1, entries, add_reference, UINT64_MAX, &done);
+    if (ret < 0)
+        (void)co_walk_tree(s, l1, entries, undo_reference, done, &undone);
+    return ret;
+}
+
+/* ---- COPIED ---- */
+
+/* Takes COPIED from all entries of the active tables, in the file. */
+static int coroutine_fn co_clear_copied(struct qcow2 *s)
+{
+    unsigned step = s->extended_l2 ? 2 : 1;
+    uint8_t *buf = qcow2_buffer_get(s);
+    be64 *table = (be64 *)(void *)buf;
+    int ret = buf ? 0 : -ENOMEM;
+    for (uint32_t i = 0; i < s->l1_size && ret == 0; i++) {
+        uint64_t offset = s->l1[i] & QCOW2_L1_OFFSET_MASK;
+        bool changed = false;
+        if (!offset)
+            continue;
+        ret = node_co_pread(s->node->file, offset, buf, s->cluster_bytes);
+        for (uint64_t k = 0; k < 1ull << s->l2_bits && ret == 0; k++) {
+            uint64_t entry = be64_get(table[k * step]);
+            if (entry & QCOW2_COPIED) {
+                table[k * step] = be64_put(entry & ~QCOW2_COPIED);
+                changed = true;
+            }
+        }
+        if (ret == 0 && changed)
+            ret = node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0);
+        qcow2_lock(s);
+        qcow2_l1_set(s, i, s->l1[i] & ~QCOW2_COPIED);
+        qcow2_unlock(s);
+    }
+    qcow2_buffer_put(s, buf);
+    qcow2_co_forget_l2(s);
+    return ret;
+}
+
+/* Sets COPIED again wherever the refcount has become 1. */
+static int coroutine_fn co_restore_copied(struct qcow2 *s)
+{
+    struct qcow2_check result = {0};
+    struct check check = {.s = s, .result = &result, .fix = QCOW2_FIX_ERRORS};
+    check.file_clusters = (s->file_bytes + s->cluster_bytes - 1) >> s->cluster_bits;
+    qcow2_co_forget_l2(s);
+    check_co_copied(&check);
+    return check.error ? check.error : result.check_errors ? -EIO : 0;
+}
+
+/* ---- the table ---- */
+
+static size_t entry_bytes(const struct qcow2_snapshot *snapshot)
+{
+    size_t bytes = sizeof(struct qcow2_snapshot_header) + snapshot->extra_bytes + strlen(snapshot->id) +
+                   strlen(snapshot->name);
+    return (bytes + 7) & ~(size_t)7;
+}
+
+static void put_entry(const struct qcow2_snapshot *snapshot, uint8_t *to)
+{
+    struct qcow2_snapshot_header h = {
+        .l1_table_offset = be64_put(snapshot->l1_offset),
+        .l1_size = be32_put(snapshot->l1_size),
+        .id_size = be16_put((uint16_t)strlen(snapshot->id)),
+        .name_size = be16_put((uint16_t)strlen(snapshot->name)),
+        .date_sec = be32_put(snapshot->date_sec),
+        .date_nsec = be32_put(snapshot->date_nsec),
+        .vm_clock_nsec = be64_put(snapshot->vm_clock_nsec),
+        .vm_state_size =
+            be32_put((uint32_t)(snapshot->vm_state_bytes <= UINT32_MAX ? snapshot->vm_state_bytes : 0)),
+        .extra_data_size = be32_put(snapshot->extra_bytes),
+    };
+    memcpy(to, &h, sizeof(h));
+    to += sizeof(h);
+    memcpy(to, snapshot->extra, snapshot->extra_bytes);
+    to += snapshot->extra_bytes;
+    memcpy(to, snapshot->id, strlen(snapshot->id));
+    memcpy(to + strlen(snapshot->id), snapshot->name, strlen(snapshot->name));
+}
+
+/* Makes LIST the image's snapshots: a new table, then the header. The old table is freed. */
+static int coroutine_fn co_write_table(struct qcow2 *s, struct qcow2_snapshot *list, uint32_t count)
+{
+    uint64_t bytes = 0, host = 0;
+    for (uint32_t i = 0; i < count; i++)
+        bytes += entry_bytes(&list[i]);
+    if (bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
+        return -EFBIG;
+    uint64_t clusters = (bytes + s->cluster_bytes - 1) >> s->cluster_bits;
+    uint8_t *buf = NULL;
+    int ret = 0;
+    if (clusters) {
+        buf = node_buffer(s->node->file, clusters << s->cluster_bits);
+        if (!buf)
+            return -ENOMEM;
+        memset(buf, 0, clusters << s->cluster_bits);
+        uint8_t *to = buf;
+        for (uint32_t i = 0; i < count; i++) {
+            put_entry(&list[i], to);
+            to += entry_bytes(&list[i]);
+        }
+        ret = qcow2_co_alloc_contiguous(s, clusters, &host, NULL);
+        if (ret == 0)
+            ret = node_co_pwrite(s->node->file, host, buf, clusters << s->cluster_bits, 0);
+        free(buf);
+    }
+    /* Everything that the new table refers to is durable before the header names it. */
+    if (ret == 0)
+        ret = qcow2_co_writeback(s);
+    if (ret == 0)
+        ret = node_co_flush(s->node->file);
+    uint64_t old_offset = s->snapshots_offset, old_bytes = s->snapshots_bytes;
+    uint32_t old_count = s->nb_snapshots;
+    if (ret == 0) {
+        co_mutex_lock(&s->header_lock);
+        s->snapshots_offset = host;
+        s->nb_snapshots = count;
+        ret = qcow2_co_write_header_sector(s);
+        if (ret < 0) {
+            s->snapshots_offset = old_offset;
+            s->nb_snapshots = old_count;
+        }
+        co_mutex_unlock(&s->header_lock);
+    }
+    if (ret < 0) {
+        if (host)
+            qcow2_co_unalloc(s, host, clusters);
+        return ret;
+    }
+    qcow2_lock(s);
+    s->snapshots_bytes = bytes;
+    qcow2_overlap_remove(s, old_offset, old_bytes);
+    (void)qcow2_overlap_add(s, host, bytes, QCOW2_OL_SNAPSHOT_TABLE);
+    if (old_bytes)
+        qcow2_free_later(s, old_offset, old_bytes, true);
+    qcow2_unlock(s);
+    return 0;
+}
+
+/* ---- what brackets every change ---- */
+
+static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct error *err)
+{
+    struct qcow2 *s = qcow2_state(node);
+    if (!s)
+        return error_set(err, -EINVAL, "not a qcow2 image");
+    if (s->read_only)
+        return error_set(err, -EPERM, "'%s' is open read-only", node->filename);
+    int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
+    if (ret < 0)
+        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+    qcow2_co_quiesce(s);
+    ret = s->io_error ? s->io_error : qcow2_co_writeback(s);
+    if (ret == 0)
+        ret = qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_DIRTY, s->autoclear);
+    if (ret < 0) {
+        qcow2_co_unquiesce(s);
+        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+    }
+    *state = s;
+    return 0;
+}
+
+/* RESULT is what the change came to. The dirty bit goes only if everything is well. */
+static int coroutine_fn co_end(struct qcow2 *s, int result, const char *what, struct error *err)
+{
+    int ret = qcow2_co_writeback(s);
+    if (ret == 0) {
+        qcow2_co_reclaim_all(s);
+        ret = qcow2_co_writeback(s);
+    }
+    /* COPIED says "refcount 1": what reclaim has just counted down belongs to that. */
+    if (ret == 0)
+        ret = co_restore_copied(s);
+    if (ret == 0)
+        ret = qcow2_co_writeback(s);
+    if (ret == 0)
+        ret = qcow2_co_set_features(s, s->incompatible & ~QCOW2_INCOMPAT_DIRTY, s->autoclear);
+    qcow2_co_unquiesce(s);
+    if (result == 0)
+        result = ret;
+    if (result == -ERANGE)
+        return error_set(err, result, "%s: refcounts of %u bits cannot count another reference", what,
+                         1u << s->refcount_order);
+    return result < 0 ? error_set(err, result, "%s: %s", what, strerror(-result)) : 0;
+}
+
+/* ---- create ---- */
+
+static int new_entry(struct qcow2 *s, const char *name, struct qcow2_snapshot *snapshot)
+{
+    unsigned long id = 0;
+    for (uint32_t i = 0; i < s->nb_snapshots; i++) {
+        unsigned long other = strtoul(s->snapshots[i].id, NULL, 10);
+        if (other > id)
+            id = other;
+    }
+    struct timespec now;
+    char text[24];
+    clock_gettime(CLOCK_REALTIME, &now);
+    snprintf(text, sizeof(text), "%lu", id + 1);
+    struct qcow2_snapshot_extra extra = {
+        .vm_state_size_large = be64_put(0), .disk_size = be64_put(s->size), .icount = be64_put(UINT64_MAX)};
+    *snapshot = (struct qcow2_snapshot){.id = strdup(text),
+                                        .name = strdup(name),
+                                        .l1_size = s->l1_size,
+                                        .date_sec = (uint32_t)now.tv_sec,
+                                        .date_nsec = (uint32_t)now.tv_nsec,
+                                        .disk_bytes = s->size,
+                                        .icount = UINT64_MAX,
+                                        .extra = malloc(sizeof(extra)),
+                                        .extra_bytes = sizeof(extra)};
+    if (!snapshot->id || !snapshot->name || !snapshot->extra)
+        return -ENOMEM;
+    memcpy(snapshot->extra, &extra, sizeof(extra));
+    return 0;
+}
+
+/* A copy of an L1 table, without COPIED, in new clusters. */
+static int coroutine_fn co_write_l1_copy(struct qcow2 *s, const uint64_t *l1, uint64_t entries,
+                                         uint64_t *host)
+{
+    uint64_t clusters = max_u64((entries * 8 + s->cluster_bytes - 1) >> s->cluster_bits, 1);
+    int ret = qcow2_co_alloc_contiguous(s, clusters, host, NULL);
+    if (ret < 0)
+        return ret;
+    be64 *out = qcow2_buffer_get(s);
+    if (!out)
+        ret = -ENOMEM;
+    uint64_t per = s->cluster_bytes / 8;
+    for (uint64_t c = 0; c < clusters && ret == 0; c++) {
+        for (uint64_t i = 0; i < per; i++)
+            out[i] = be64_put(c * per + i < entries ? l1[c * per + i] & ~QCOW2_COPIED : 0);
+        ret = node_co_pwrite(s->node->file, *host + (c << s->cluster_bits), out, s->cluster_bytes, 0);
+    }
+    qcow2_buffer_put(s, out);
+    if (ret < 0)
+        qcow2_co_unalloc(s, *host, clusters);
+    return ret;
+}
+
+static int coroutine_fn co_take_snapshot(struct qcow2 *s, const char *name)
+{
+    struct qcow2_snapshot snapshot;
+    int ret = new_entry(s, name, &snapshot);
+    struct qcow2_snapshot *list = ret == 0 ? calloc(s->nb_snapshots + 1, sizeof(*list)) : NULL;
+    uint64_t undone;
+    if (!list) {
+        qcow2_free_snapshot(&snapshot);
+        return -ENOMEM;
+    }
+    if (s->nb_snapshots)
+        memcpy(list, s->snapshots, s->nb_snapshots * sizeof(*list));
+    ret = co_write_l1_copy(s, s->l1, s->l1_size, &snapshot.l1_offset);
+    if (ret < 0)
+        goto fail;
+    ret = co_add_tree(s, s->l1, s->l1_size);
+    if (ret < 0)
+        goto fail_l1;
+    ret = qcow2_co_writeback(s);
+    if (ret == 0)
+        ret = co_clear_copied(s);
+    list[s->nb_snapshots] = snapshot;
+    if (ret == 0)
+        ret = co_write_table(s, list, s->nb_snapshots + 1);
+    if (ret < 0)
+        goto fail_tree;
+    free(s->snapshots);
+    s->snapshots = list;
+    qcow2_lock(s);
+    (void)qcow2_overlap_add(s, snapshot.l1_offset, (uint64_t)snapshot.l1_size * 8, QCOW2_OL_INACTIVE_L1);
+    qcow2_unlock(s);
+    return 0;
+
+fail_tree:
+    (void)co_walk_tree(s, s->l1, s->l1_size, undo_reference, UINT64_MAX, &undone);
+fail_l1:
+    qcow2_co_unalloc(s, snapshot.l1_offset,
+                     max_u64(((uint64_t)snapshot.l1_size * 8 + s->cluster_bytes - 1) >> s->cluster_bits, 1));
+fail:
+    free(list);
+    qcow2_free_snapshot(&snapshot);
+    return ret;
+}
+
+int coroutine_fn qcow2_co_snapshot_create(struct node *node, const char *name, struct error *err)
+{
+    struct qcow2 *s = qcow2_state(node);
+    if (s && (s->data_file_name || s->data != node->file) && (s->incompatible & QCOW2_INCOMPAT_DATA_FILE))
+        return error_set(err, -ENOTSUP, "an image with an external data file cannot have snapshots");
+    if (strlen(name) > UINT16_MAX)
+        return error_set(err, -ENAMETOOLONG, "the snapshot's name is too long");
+    if (s && s->nb_snapshots >= QCOW2_MAX_SNAPSHOTS)
+        return error_set(err, -EFBIG, "there are %u snapshots already", s->nb_snapshots);
+    int ret = co_begin(node, &s, err);
+    if (ret < 0)
+        return ret;
+    return co_end(s, co_take_snapshot(s, name), "snapshot cannot be created", err);
+}
+
+/* ---- delete ---- */
+
+static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
+{
+    struct qcow2_snapshot gone = s->snapshots[index];
+    uint32_t count = s->nb_snapshots - 1;
+    uint64_t *l1, done;
+    int ret = qcow2_co_read_table(s, gone.l1_offset, gone.l1_size, gone.l1_size, &l1);
+    if (ret < 0)
+        return ret;
+    struct qcow2_snapshot *list = calloc(count + 1, sizeof(*list));
+    if (!list) {
+        free(l1);
+        return -ENOMEM;
+    }
+    memcpy(list, s->snapshots, index * sizeof(*list));
+    memcpy(list + index, s->snapshots + index + 1, (count - index) * sizeof(*list));
+    ret = co_write_table(s, list, count);
+    if (ret < 0) {
+        free(list);
+        free(l1);
+        return ret;
+    }
+    free(s->snapshots);
+    s->snapshots = list;
+    /* From here on an error leaves leaks only. */
+    ret = co_walk_tree(s, l1, gone.l1_size, drop_reference, UINT64_MAX, &done);
+    free(l1);
+    qcow2_lock(s);
+    qcow2_overlap_remove(s, gone.l1_offset, (uint64_t)gone.l1_size * 8);
+    qcow2_free_later(s, gone.l1_offset, max_u64((uint64_t)gone.l1_size * 8, 1), true);
+    qcow2_unlock(s);
+    qcow2_free_snapshot(&gone);
+    return ret;
 }
 
 int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *id_or_name, struct error *err)
 {
-    return error_set(err, -ENOTSUP, "deleting internal snapshots is not supported");
+    struct qcow2 *s = qcow2_state(node);
+    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, id_or_name) : NULL;
+    if (!snapshot)
+        return error_set(err, -ENOENT, "there is no snapshot '%s'", id_or_name);
+    int ret = qcow2_check_snapshot_l1(s, snapshot, err);
+    if (ret == 0)
+        ret = co_begin(node, &s, err);
+    if (ret < 0)
+        return ret;
+    return co_end(s, co_delete(s, (uint32_t)(snapshot - s->snapshots)), "snapshot cannot be deleted", err);
+}
+
+/* ---- the active mapping replaced ---- */
+
+/* The tree of L1 becomes the active one; references to it are counted already. The old one is freed. Takes
+ * over L1, which has room for whole blocks of 64 entries. */
+static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entries, uint64_t size)
+{
+    uint64_t host, done;
+    uint8_t *dirty = calloc(entries / 64 + 2, 1);
+    void **retired = realloc(s->retired, (s->nb_retired + 1) * sizeof(*retired));
+    if (retired)
+        s->retired = retired;
+    int ret = dirty && retired ? co_write_l1_copy(s, l1, entries, &host) : -ENOMEM;
+    if (ret == 0)
+        ret = qcow2_co_writeback(s);
+    if (ret == 0)
+        ret = node_co_flush(s->node->file);
+    uint64_t old_offset = s->l1_offset, old_size = s->size;
+    uint32_t old_entries = s->l1_size;
+    uint64_t *old = s->l1;
+    if (ret == 0) {
+        co_mutex_lock(&s->header_lock);
+        s->l1_offset = host;
+        s->header_l1_size = entries;
+        s->size = size;
+        ret = qcow2_co_write_header_sector(s);
+        if (ret < 0) {
+            s->l1_offset = old_offset;
+            s->header_l1_size = old_entries;
+            s->size = old_size;
+        }
+        co_mutex_unlock(&s->header_lock);
+    }
+    if (ret < 0) {
+        free(dirty);
+        free(l1);
+        return ret;
+    }
+    for (uint32_t i = 0; i < entries; i++)
+        l1[i] &= ~QCOW2_COPIED;
+    qcow2_lock(s);
+    __atomic_store_n(&s->l1, l1, __ATOMIC_RELEASE);
+    __atomic_store_n(&s->l1_size, entries, __ATOMIC_RELEASE);
+    s->retired[s->nb_retired++] = old;
+    free(s->l1_dirty);
+    s->l1_dirty = dirty;
+    s->l1_nb_dirty = 0;
+    free(s->overlap.slots);
+    s->overlap = (struct qcow2_overlap_map){0};
+    (void)qcow2_overlap_build(s);
+    qcow2_unlock(s);
+    qcow2_co_forget_l2(s);
+    node_set_length(s->node, size & ~511ull);
+    ret = co_walk_tree(s, old, old_entries, drop_reference, UINT64_MAX, &done);
+    qcow2_lock(s);
+    qcow2_free_later(s, old_offset, (uint64_t)old_entries * 8, true);
+    qcow2_unlock(s);
+    return ret;
+}
+
+static int coroutine_fn co_apply(struct qcow2 *s, const struct qcow2_snapshot *snapshot)
+{
+    unsigned covers = s->cluster_bits + s->l2_bits;
+    uint64_t needed =
+        (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0);
+    uint64_t room = (max_u64(max_u64(snapshot->l1_size, s->l1_size), needed) + 63) & ~63ull, *l1, done;
+    int ret = qcow2_co_read_table(s, snapshot->l1_offset, snapshot->l1_size, room, &l1);
+    if (ret < 0)
+        return ret;
+    ret = co_add_tree(s, l1, snapshot->l1_size);
+    if (ret < 0) {
+        free(l1);
+        return ret;
+    }
+    uint64_t *again = malloc(room * 8);
+    if (again)
+        memcpy(again, l1, room * 8);
+    ret = again ? co_switch(s, l1, snapshot->l1_size, snapshot->disk_bytes) : -ENOMEM;
+    if (ret < 0 && again && s->l1_size == snapshot->l1_size && s->l1 != l1)
+        (void)co_walk_tree(s, again, snapshot->l1_size, undo_reference, UINT64_MAX, &done);
+    free(again);
+    return ret;
+}
+
+int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_name, struct error *err)
+{
+    struct qcow2 *s = qcow2_state(node);
+    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, id_or_name) : NULL;
+    if (!snapshot)
+        return error_set(err, -ENOENT, "there is no snapshot '%s'", id_or_name);
+    int ret = qcow2_check_snapshot_l1(s, snapshot, err);
+    if (ret == 0)
+        ret = co_begin(node, &s, err);
+    if (ret < 0)
+        return ret;
+    return co_end(s, co_apply(s, snapshot), "snapshot cannot be applied", err);
 }
 
 int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
 {
-    return error_set(err, -ENOTSUP, "emptying qcow2 images is not supported");
+    struct qcow2 *s;
+    int ret = co_begin(node, &s, err);
+    if (ret < 0)
+        return ret;
+    uint32_t entries = s->l1_size;
+    uint64_t *l1 = calloc((entries + 64) & ~63u, 8);
+    ret = l1 ? co_switch(s, l1, entries, s->size) : -ENOMEM;
+    return co_end(s, ret, "image cannot be emptied", err);
 }
+
+/* ---- backing file ---- */
 
 int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_file,
                                          const char *backing_format, struct error *err)
 {
-    return error_set(err, -ENOTSUP, "changing the backing file is not supported");
-}
-
-int coroutine_fn qcow2_co_bitmaps(struct node *node, struct qcow2_bitmap_info **list, size_t *count,
-                                  struct error *err)
-{
-    *list = NULL;
-    *count = 0;
-    return 0;
+    struct qcow2 *s = qcow2_state(node);
+    if (!s || s->read_only)
+        return error_set(err, s ? -EPERM : -EINVAL, "not a writable qcow2 image");
+    if (backing_file && (!backing_file[0] || strlen(backing_file) > QCOW2_MAX_BACKING_NAME))
+        return error_set(err, -EINVAL, "the backing file's name has to have 1 to 1023 bytes");
+    if (backing_file && (!backing_format || strlen(backing_format) > 15))
+        return error_set(err, -EINVAL, "a backing file needs its format");
+    if (backing_file && s->data_file_raw)
+        return error_set(err, -EINVAL, "a backing file and a raw external data file cannot go together");
+    int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
+    char *file = backing_file ? strdup(backing_file) : NULL,
+         *format = backing_file ? strdup(backing_format) : NULL;
+    if (ret == 0 && backing_file && (!file || !format))
+        ret = -ENOMEM;
+    if (ret < 0) {
+        free(file);
+        free(format);
+        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+    }
+    co_mutex_lock(&s->header_lock);
+    char *old_file = s->backing_file, *old_format = s->backing_format;
+    s->backing_file = file;
+    s->backing_format = format;
+    ret = qcow2_set_ext(s, QCOW2_EXT_BACKING_FORMAT, format, format ? (uint32_t)strlen(format) : 0);
+    if (ret == 0)
+        ret = qcow2_co_write_header(s);
+    if (ret < 0) {
+        s->backing_file = old_file;
+        s->backing_format = old_format;
+        (void)qcow2_set_ext(s, QCOW2_EXT_BACKING_FORMAT, old_format,
+                            old_format ? (uint32_t)strlen(old_format) : 0);
+        old_file = file;
+        old_format = format;
+    }
+    co_mutex_unlock(&s->header_lock);
+    free(old_file);
+    free(old_format);
+    if (ret == -ENOSPC)
+        return error_set(err, ret, "the name does not fit into the header's cluster");
+    return ret < 0 ? error_set(err, ret, "'%s': %s", node->filename, strerror(-ret)) : 0;
 }

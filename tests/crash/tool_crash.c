@@ -94,6 +94,18 @@ static void coroutine_fn read_image(void *opaque)
     reading->good = result >= 0 && closed >= 0;
 }
 
+/* Does the header say that refcounts may be wrong (dirty bit, checklist C3)? */
+static bool is_dirty(const char *path)
+{
+    unsigned char header[80] = {0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool dirty = fd >= 0 && pread(fd, header, sizeof header, 0) == (ssize_t)sizeof header && header[7] >= 3 &&
+                 (header[79] & 1);
+    if (fd >= 0)
+        close(fd);
+    return dirty;
+}
+
 /* False: WHY says what is wrong with the image at PATH. *CHANGED: the file was repaired. */
 static bool judge(const char *path, const struct crash_model *model, uint32_t at, bool lazy, char *why,
                   size_t why_bytes, bool *changed)
@@ -168,7 +180,7 @@ static bool explore(const struct crash_workload *w, const char *dir, uint64_t se
             good = false;
             break;
         }
-        if (!judge(path, &model, at, w->create.lazy_refcounts, why, sizeof why, &changed)) {
+        if (!judge(path, &model, at, w->create.lazy_refcounts || is_dirty(path), why, sizeof why, &changed)) {
             fprintf(stderr,
                     "workload %s (%s), seed %llu, %u requests: state %u of %u, power lost before event %u of "
                     "%zu, "
