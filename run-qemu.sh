@@ -197,7 +197,7 @@ fi
 
 cpus=$queues
 [ "$cpus" -le 8 ] || cpus=8
-words="queues=$queues queue-size=$queue_size ring=$ring cpus=$cpus${append:+ $append}"
+words="queues=$queues queue-size=$queue_size ring=$ring${append:+ $append}"
 command=("$qemu" -accel "$accel" -nodefaults -no-user-config -no-reboot -display none -monitor none -m 256 -smp "$cpus"
     -object "memory-backend-memfd,id=mem,size=256M,share=on" -kernel "$elf")
 case $arch-$transport in

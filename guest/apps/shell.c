@@ -239,6 +239,63 @@ static void cmd_trace(int argc, char **argv)
     vblk_set_trace(disk, strcmp(argv[1], "on") == 0 ? on_trace : NULL, NULL);
 }
 
+/* ---- requests left in the ring, to be looked at ---- */
+
+#define PENDING_MAX 32u
+
+static struct pending {
+    struct vblk_request request;
+    struct vblk_seg seg;
+    bool in_use;
+} pending[PENDING_MAX];
+
+static void on_pending_complete(struct vblk_request *request, int result)
+{
+    struct pending *p = request->opaque;
+    printf("  read at sector %llu: %s\n", (unsigned long long)request->sector, disk_strerror(result));
+    failed |= result != 0;
+    p->in_use = false;
+}
+
+static void cmd_submit(int argc, char **argv)
+{
+    uint64_t sector, count;
+    unsigned i = 0;
+    if (!range(argc, argv, &sector, &count, BUFFER_SECTORS))
+        return;
+    while (i < PENDING_MAX && pending[i].in_use)
+        i++;
+    if (i == PENDING_MAX) {
+        complain("32 reads are pending; poll first");
+        return;
+    }
+    struct pending *p = &pending[i];
+    p->seg = (struct vblk_seg){buffer, (size_t)count * VIRTIO_BLK_SECTOR_BYTES};
+    p->request = (struct vblk_request){.op = VBLK_READ,
+                                       .sector = sector,
+                                       .segs = &p->seg,
+                                       .nsegs = 1,
+                                       .complete = on_pending_complete,
+                                       .opaque = p};
+    int result = vblk_submit(disk, 0, &p->request);
+    p->in_use = result == 0;
+    if (result != 0)
+        say(result);
+    else
+        printf("in the ring; the device has not been told (kick), and nobody looks for its answer (poll)\n");
+}
+
+static void cmd_kick(int argc, char **argv)
+{
+    vblk_kick(disk, 0);
+}
+
+static void cmd_poll(int argc, char **argv)
+{
+    unsigned done = vblk_poll(disk, 0);
+    printf("%u completed\n", done);
+}
+
 static void cmd_queue(int argc, char **argv)
 {
     uint64_t queue = 0;
@@ -277,6 +334,8 @@ static bool use_disk(const char *name)
         complain("there is no such disk");
         return false;
     }
+    if (disk)
+        vblk_drain(disk, 0); /* what was left in the ring */
     int result = disk_start((unsigned)index, NULL, &disk);
     if (result != 0) {
         say(result);
@@ -322,6 +381,9 @@ static const struct {
     {"discard", "SECTOR [COUNT]", "give the space back", cmd_discard},
     {"flush", "", "make what was written durable", cmd_flush},
     {"cache", "on|off", "write-back or write-through", cmd_cache},
+    {"submit", "SECTOR [COUNT]", "put a read into the ring, and leave it there", cmd_submit},
+    {"kick", "", "tell the device of it", cmd_kick},
+    {"poll", "", "take what the device has done", cmd_poll},
     {"queue", "[N]", "a picture of the ring", cmd_queue},
     {"stats", "", "what the queues have done", cmd_stats},
     {"trace", "on|off", "show each request's way through the driver", cmd_trace},
@@ -366,10 +428,12 @@ int main(int argc, char **argv)
     }
     if (!use_disk(argument("disk") ? argument("disk") : "vda"))
         return 1;
+    setvbuf(stdout, NULL, _IOLBF, 0);
     printf("ringside shell on %s; help lists the commands\n", machine_arch);
     do
         prompt[2] = (char)('a' + disk_index);
     while (line_read(prompt, line) && run(line));
+    vblk_drain(disk, 0);
     disk_stop(disk_index);
     return failed;
 }

@@ -74,8 +74,10 @@ static void erase(struct editor *e, unsigned from, unsigned to)
 
 static void insert(struct editor *e, char c)
 {
-    if (e->len + 1 >= LINE_BYTES)
+    if (e->len + 1 >= LINE_BYTES) {
+        putchar('\a');
         return;
+    }
     memmove(e->text + e->at + 1, e->text + e->at, e->len - e->at + 1);
     e->text[e->at++] = c;
     e->len++;
@@ -160,7 +162,8 @@ bool line_read(const char *prompt, char line[LINE_BYTES])
 {
     struct editor e = {.prompt = prompt, .text = line};
     line[0] = '\0';
-    redraw(&e);
+    printf("%s", prompt);
+    fflush(stdout);
     for (;;) {
         int key = next_key();
         if (key == '\r' || key == '\n')
@@ -175,7 +178,12 @@ bool line_read(const char *prompt, char line[LINE_BYTES])
             return true;
         }
         edit(&e, key);
-        redraw(&e);
+        if (key >= ' ' && key < 127 && e.at == e.len) {
+            putchar(key); /* the usual case: typed at the end */
+            fflush(stdout);
+        } else {
+            redraw(&e);
+        }
     }
     printf("\n");
     if (line[0] && (history_count == 0 || strcmp(history[(history_count - 1) % HISTORY], line) != 0))

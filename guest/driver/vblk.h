@@ -22,6 +22,7 @@
 
 #include "common/virtio.h"
 #include "common/virtio_blk.h"
+#include "common/virtio_ring.h"
 #include "guest/driver/vblk_platform.h"
 #include "guest/driver/vblk_transport.h"
 
@@ -186,6 +187,23 @@ struct vblk_queue_stats {
 };
 
 void vblk_queue_stats(const struct vblk *disk, unsigned queue, struct vblk_queue_stats *stats);
+
+/* A queue's ring as it stands, for people who look: pointers into it (never to be written), and the driver's
+ * own positions. What the device has written there is a stranger's: bound it before use. */
+struct vblk_queue_view {
+    bool packed, broken;
+    unsigned size, num_free, in_flight; /* descriptors, free descriptors, chains */
+    const struct virtq_desc *desc;      /* split; else NULL */
+    const struct virtq_avail *avail;
+    const struct virtq_used *used;
+    const struct virtq_packed_desc *packed_desc; /* packed; else NULL */
+    const struct virtq_packed_event *driver_event, *device_event;
+    uint16_t next;        /* split: avail.idx to come; packed: slot */
+    uint16_t last_used;   /* split: used.idx seen and taken; packed: slot */
+    bool wrap, used_wrap; /* packed */
+};
+
+void vblk_queue_view(const struct vblk *disk, unsigned queue, struct vblk_queue_view *view);
 
 /* Trace points 1, 2 and 12 of the way of a request. NULL: none. Set while nothing is in flight. */
 enum vblk_trace_point { VBLK_TRACE_SUBMIT = 1, VBLK_TRACE_KICK = 2, VBLK_TRACE_POLL = 12 };

@@ -58,7 +58,7 @@ const struct machine_disk *machine_disk(unsigned index);
  * MMIO): vblk_interrupt. Not called from an interrupt. */
 void machine_on_wake(unsigned index, void (*function)(void *opaque), void *opaque);
 
-/* Interrupts taken since start, by any CPU: tests and `bench` count them. */
+/* Interrupts of devices taken since start, by any CPU: tests and `bench` count them. */
 uint64_t machine_interrupts(void);
 
 /* CPUs. cpu 0 is the one that runs main. The function given must not use the C library. Returns 0 or -1 (no

@@ -48,7 +48,7 @@ struct gic_places {
 
 void gic_init(const struct gic_places *places);
 void gic_init_cpu(unsigned cpu);
-/* Takes and ends every interrupt that is pending for this CPU. Returns how many there were. */
+/* Takes and ends every interrupt that is pending for this CPU. Returns how many were not the timer's. */
 unsigned gic_take_all(void);
 /* Lets shared peripheral interrupt number IRQ (32 and up), or private one 16 to 31 of this CPU, through. */
 int gic_enable(unsigned irq, bool edge);

@@ -38,6 +38,11 @@
 #define ENTRY_LEVEL     0x8000u
 #define IOAPIC_LINES    64
 
+#define FW_CFG_SELECT    0x510
+#define FW_CFG_DATA      0x511
+#define FW_CFG_SIGNATURE 0
+#define FW_CFG_NUM_CPUS  5
+
 #define TRAMPOLINE 0x8000u /* a page below 1 MiB; page 8 of memory */
 
 static uint64_t timer_hz;
@@ -178,15 +183,22 @@ unsigned arch_this_cpu(void)
     return id < ARCH_CPUS_MAX ? id : 0;
 }
 
+/* QEMU's firmware configuration port knows; another machine has one CPU as far as we are concerned. */
 unsigned arch_num_cpus(void)
 {
     static unsigned count;
     if (count)
         return count;
-    /* CPUID leaf 1 counts this package's logical CPUs; leaf 0xb the same with more than one level. Only a
-     * start tells the truth, so this is an upper bound, from the command line's cpus=N if it is there. */
-    const char *text = strstr(arch.command_line, "cpus=");
-    count = text && text[5] >= '1' && text[5] <= '8' ? (unsigned)(text[5] - '0') : 1;
+    static const char signature[4] = {'Q', 'E', 'M', 'U'};
+    count = 1;
+    arch_io_write(FW_CFG_SELECT, 2, FW_CFG_SIGNATURE);
+    for (unsigned i = 0; i < sizeof signature; i++) {
+        if (inb(FW_CFG_DATA) != (uint8_t)signature[i])
+            return count;
+    }
+    arch_io_write(FW_CFG_SELECT, 2, FW_CFG_NUM_CPUS);
+    unsigned cpus = inb(FW_CFG_DATA);
+    count = cpus < 1 ? 1 : cpus < ARCH_CPUS_MAX ? cpus : ARCH_CPUS_MAX;
     return count;
 }
 

@@ -116,7 +116,8 @@ void x86_trap(struct x86_trap_frame *frame)
     if (frame->vector >= 32) {
         if (frame->vector == X86_VECTOR_SPURIOUS)
             return;
-        __atomic_fetch_add(&interrupts, 1, __ATOMIC_RELAXED);
+        if (frame->vector != X86_VECTOR_TIMER)
+            __atomic_fetch_add(&interrupts, 1, __ATOMIC_RELAXED);
         x86_apic_eoi();
         return;
     }
