@@ -127,8 +127,8 @@ struct img_extent {
 
 /* What [OFFSET, OFFSET+BYTES) of the chain from TOP down (to above BASE; NULL: all) is, as far as it is
  * alike. */
-int coroutine_fn img_co_extent(struct node *top, const struct node *base, uint64_t offset, uint64_t bytes,
-                               struct img_extent *extent);
+int coroutine_fn img_co_extent(struct node *top, const struct node *base, bool holes, uint64_t offset,
+                               uint64_t bytes, struct img_extent *extent);
 
 /* Reads; what lies beyond the end is zeroes. */
 int coroutine_fn img_co_read(struct node *node, uint64_t offset, void *buf, uint64_t bytes);

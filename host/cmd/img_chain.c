@@ -11,8 +11,29 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-int coroutine_fn img_co_extent(struct node *top, const struct node *base, uint64_t offset, uint64_t bytes,
-                               struct img_extent *extent)
+/* Data whose place in the file is a hole there is zeroes (preallocated clusters). */
+static int coroutine_fn look_for_holes(struct img_extent *extent)
+{
+    struct node *file = (struct node *)extent->file;
+    uint64_t pnum;
+    unsigned flags;
+    if (!file || !file->grows ||
+        (extent->flags & (NODE_STATUS_DATA | NODE_STATUS_ZERO)) != NODE_STATUS_DATA ||
+        !(extent->flags & NODE_STATUS_OFFSET) || (extent->flags & NODE_STATUS_COMPRESSED))
+        return 0;
+    if (extent->host_offset >= node_length(file))
+        return 0;
+    int ret = node_co_block_status(file, extent->host_offset, extent->bytes, &pnum, &flags, NULL);
+    if (ret < 0)
+        return ret;
+    if (pnum < extent->bytes)
+        extent->bytes = pnum;
+    extent->flags |= flags & NODE_STATUS_ZERO;
+    return 0;
+}
+
+int coroutine_fn img_co_extent(struct node *top, const struct node *base, bool holes, uint64_t offset,
+                               uint64_t bytes, struct img_extent *extent)
 {
     unsigned depth = 0;
     *extent = (struct img_extent){.bytes = bytes};
@@ -33,7 +54,7 @@ int coroutine_fn img_co_extent(struct node *top, const struct node *base, uint64
         extent->flags = flags & ~NODE_STATUS_EOF;
         if (flags & NODE_STATUS_ALLOCATED) {
             extent->file = node->data_file ? node->data_file : node->file;
-            return 0;
+            return holes ? look_for_holes(extent) : 0;
         }
         if (!node->backing || node->backing == base) {
             extent->flags = node->backing ? 0 : NODE_STATUS_ZERO;

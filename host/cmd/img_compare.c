@@ -54,7 +54,7 @@ static int coroutine_fn compare(struct comparison *c, const struct img_options *
         struct img_extent extent[2];
         int ret = 0;
         for (unsigned i = 0; i < 2 && ret == 0; i++) {
-            ret = img_co_extent(c->node[i], NULL, offset, n, &extent[i]);
+            ret = img_co_extent(c->node[i], NULL, !c->strict, offset, n, &extent[i]);
             if (ret == 0 && extent[i].bytes < n)
                 n = extent[i].bytes;
         }

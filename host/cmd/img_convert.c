@@ -101,7 +101,7 @@ static int coroutine_fn look(struct conversion *c)
         return 0;
     }
     const struct node *base = c->target_is_backed ? s->node->backing : NULL;
-    return img_co_extent(s->node, base, at, left, &c->extent);
+    return img_co_extent(s->node, base, true, at, left, &c->extent);
 }
 
 /* The next piece, or false at the end. */

@@ -118,8 +118,12 @@ json_t *img_snapshots(struct node *node)
 {
     struct qcow2_snapshot_info *list;
     size_t count;
-    if (qcow2_snapshots(node, &list, &count) < 0 || count == 0)
+    if (qcow2_snapshots(node, &list, &count) < 0)
         return NULL;
+    if (count == 0) {
+        free(list);
+        return NULL;
+    }
     json_t *array = json_array();
     for (size_t i = 0; i < count; i++) {
         const struct qcow2_snapshot_info *s = &list[i];

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/block/parse.h"
 #include "host/cmd/img.h"
@@ -56,6 +57,17 @@ static int put(struct map *map)
     return 0;
 }
 
+/* Clusters are said to be zeroes for lying in holes only if the image looks preallocated: if it takes clearly
+ * less space than it is long. */
+static bool preallocated(const struct node *node)
+{
+    struct stat st;
+    if (node->driver->is_protocol || !node->file || stat(node->filename, &st) < 0 || !S_ISREG(st.st_mode))
+        return false;
+    uint64_t taken = (uint64_t)st.st_blocks * 512;
+    return node_length(node->file) > taken + taken / 9;
+}
+
 static int number(const char *text, const char *option, uint64_t *value)
 {
     if (!text || parse_size(text, value) == 0)
@@ -79,13 +91,14 @@ int coroutine_fn img_co_map(const struct img_options *options)
     if (img_co_open(options, path, options->format, 0, &node) < 0)
         return CMD_EXIT_FAILED;
     uint64_t end = node_length(node);
+    bool holes = preallocated(node);
     if (offset < end && most < end - offset)
         end = offset + most;
     if (!map.json)
         printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     while (offset < end && ret == 0) {
         struct img_extent extent;
-        ret = img_co_extent(node, NULL, offset, end - offset, &extent);
+        ret = img_co_extent(node, NULL, holes, offset, end - offset, &extent);
         if (ret < 0) {
             log_message("%s: where offset %" PRIu64 " lies cannot be found out: %s", path, offset,
                         strerror(-ret));

@@ -63,13 +63,17 @@ int img_open_options(const struct img_options *options, unsigned flags, struct o
 
 int img_failed(const char *path, const struct error *err)
 {
-    /* A sentence that begins with the name already needs no second one. */
-    const char *text = err->text[0] == '\'' ? err->text + 1 : err->text;
+    /* A sentence that begins with the name, quoted or not, already needs no second one. */
     size_t n = strlen(path);
-    if (strncmp(text, path, n) == 0 && (n == 0 || text[n] == '\'' || text[n] == ':'))
-        log_message("%s", err->text);
+    const char *text = err->text;
+    if (n > 0 && text[0] == '\'' && strncmp(text + 1, path, n) == 0 && strncmp(text + 1 + n, "':", 2) == 0)
+        log_message("%s%s", path, text + n + 2);
+    else if (n > 0 && text[0] == '\'' && strncmp(text + 1, path, n) == 0 && text[n + 1] == '\'')
+        log_message("%s:%s", path, text + n + 2);
+    else if (n == 0 || (strncmp(text, path, n) == 0 && text[n] == ':'))
+        log_message("%s", text);
     else
-        log_message("%s: %s", path, err->text);
+        log_message("%s: %s", path, text);
     return CMD_EXIT_FAILED;
 }
 

@@ -32,7 +32,7 @@ static int coroutine_fn read_or_zero(struct node *node, uint64_t offset, char *b
 static int coroutine_fn is_zero_below(struct node *node, uint64_t offset, uint64_t *bytes, bool *zero)
 {
     struct img_extent extent = {.bytes = *bytes, .flags = NODE_STATUS_ZERO};
-    int ret = node ? img_co_extent(node, NULL, offset, *bytes, &extent) : 0;
+    int ret = node ? img_co_extent(node, NULL, true, offset, *bytes, &extent) : 0;
     *bytes = extent.bytes;
     *zero = extent.flags & NODE_STATUS_ZERO;
     return ret;
