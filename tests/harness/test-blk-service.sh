@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# ringside-blk at work under a front end: what it records, what it tells, how errors are parked and taken up, how
+# it ends in the middle of work, and that it rests when there is nothing to do.
+. "$(dirname "$0")/../lib.sh"
+blk=$bin/ringside-blk ringside=$bin/ringside
+image=$tmp/disk.qcow2 sock=$tmp/sock ctl=$tmp/control
+qemu-img create -q -f qcow2 "$image" 256M
+
+up() { test -S "$sock" && { [ $# -eq 0 ] || test -S "$1"; }; }
+control() { # request; prints the answer
+    python3 - "$ctl" "$1" <<'PY'
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+s.send(sys.argv[2].encode() + b"\n")
+print(s.makefile().readline(), end="")
+PY
+}
+stats() { # jq expression
+    control '{"command":"stats"}' | jq -e ".return | $1"
+}
+bench() { timeout 60 "$ringside" bench --device="$sock" --deadline=60 "$@"; }
+verify() { timeout 60 "$ringside" verify --device="$sock" --deadline=60 "$@"; }
+
+# --- what it records
+start traced "$blk" --socket-path="$sock" --control="$ctl" --trace="$tmp/trace" --audit="$tmp/audit" "$image"
+wait_for 10 up "$ctl"
+ok "a front end works under trace and audit" verify --bytes=4m --span=16m
+ok "recording can be stopped" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"trace\",\"on\":false}' | jq -e .return"
+ok "the trace is complete then: seven words a line" \
+    awk 'NR == 1 { if ($0 != "# ringside trace 1") exit 1; next } NF != 7 { print; bad = 1 } END { exit bad || NR < 100 }' "$tmp/trace"
+ok "every request is there from step 3 to step 11" awk '
+    NR > 1 && $3 != 0 { if ($4 == 3) taken[$3]++; if ($5 == "virtio_blk_complete") done[$3]++ }
+    END { for (r in taken) { n++; if (!done[r]) bad++ } print n, bad + 0; exit n < 50 || bad > 0 }' "$tmp/trace"
+ok "steps of one thread are in the order of time" awk '
+    NR > 1 { if ($1 < last[$2]) bad = 1; last[$2] = $1 } END { exit bad }' "$tmp/trace"
+ok "a driver that keeps the rules has no line in the audit" sh -c "cat '$tmp/audit'; test ! -s '$tmp/audit'"
+ok "operations are counted, and each has a place in the histogram" stats '
+    .operations.read.operations > 10 and .operations.write.operations > 10 and
+    ([.operations[] | .operations == ([.latency_ns[][1]] | add // 0)] | all) and
+    .queues[0].popped == .queues[0].completed and .device.in_flight == 0'
+stop traced
+ok "SIGTERM" test "$stopped" = 0
+ok "the image is whole" qemu-img check -q "$image"
+
+# --- errors that wait for somebody
+start parks "$blk" --socket-path="$sock" --control="$ctl" --rerror=stop --inject="read,skip=20,times=2,error=EIO" "$image"
+wait_for 10 up "$ctl"
+start load "$ringside" bench --device="$sock" --deadline=60 --ops=2000 --runtime=60 --ramp=0 --span=64m --bs=64k
+ok "a read that fails is parked" wait_for 20 grep -q "a request waits after an error" "$tmp/parks.log"
+ok "and the front end waits" sh -c "sleep 0.3; kill -0 ${started[load]}"
+ok "resume takes it up" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resume\"}' | jq -e .return"
+resume_until_done() {
+    control '{"command":"resume"}' >/dev/null
+    ! kill -0 "${started[load]}" 2>/dev/null
+}
+wait_for 30 resume_until_done
+wait "${started[load]}"
+ok "and the front end sees no error" test $? = 0
+unset 'started[load]'
+stop parks
+ok "SIGTERM" test "$stopped" = 0
+
+# --- a capacity that grows under a front end
+start grows "$blk" --socket-path="$sock" --control="$ctl" "$image"
+wait_for 10 up "$ctl"
+ok "the capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 268435456"
+ok "resize" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resize\",\"bytes\":\"384M\"}' | jq -e .return"
+ok "the new capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 402653184"
+ok "and can be used" verify --bytes=4m --span=380m
+
+# --- nothing to do: no CPU time, not even a wake-up
+python3 - "$sock" "$tmp/held" <<'PY' &
+import socket, struct, sys, time
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.send(struct.pack("<III", 1, 1, 0))
+s.recv(20)
+open(sys.argv[2], "w").close()
+time.sleep(30)
+PY
+holder=$!
+wait_for 10 test -e "$tmp/held"
+switches() { cat /proc/"${started[grows]}"/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print n }'; }
+rests() {
+    local before
+    sleep 0.2
+    before=$(switches)
+    sleep 1
+    [ "$(switches)" = "$before" ]
+}
+ok "a device with nothing to do is never woken" rests
+kill $holder 2>/dev/null
+wait $holder 2>/dev/null
+
+# --- the end in the middle of work
+start load "$ringside" bench --device="$sock" --rw=randwrite --runtime=30 --ramp=0 --span=128m
+busy() { stats '.operations.write.operations > 2000'; }
+ok "writes are coming in" wait_for 20 busy
+stop grows
+ok "SIGTERM in the middle of them" test "$stopped" = 0
+stop load
+ok "the image is whole" qemu-img check -q "$image"
+ok "it had nothing to complain about" sh -c "cat '$tmp/grows.log'; test ! -s '$tmp/grows.log'"
+done_testing
