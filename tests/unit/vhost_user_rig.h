@@ -54,10 +54,15 @@ static inline void rig_stop(void *opaque)
     vhost_user_server_stop(rig.server);
 }
 
-static inline void rig_call(void *opaque)
+static inline void coroutine_fn rig_co_call(void *opaque)
 {
     rig.called();
     sem_post(&rig.called_done);
+}
+
+static inline void rig_call(void *opaque)
+{
+    co_enter(co_create(rig_co_call, NULL));
 }
 
 static inline void *rig_main(void *arg)
@@ -79,7 +84,7 @@ static inline void *rig_main(void *arg)
     rig.device = virtio_blk_create(rig.blk, &device, &err);
     assert_non_null(rig.device);
     for (unsigned i = 0; i < 2; i++) {
-        rig.iothreads[i] = iothread_start("io", 0, &err);
+        rig.iothreads[i] = iothread_start("io", 32768, &err);
         assert_non_null(rig.iothreads[i]);
         queue_loops[i] = iothread_loop(rig.iothreads[i]);
     }
@@ -104,7 +109,7 @@ static inline void *rig_main(void *arg)
     return NULL;
 }
 
-/* Runs FN on the control loop and returns when it has. */
+/* Runs FN in a coroutine on the control loop and returns when it has ended. */
 static inline void on_control_loop(void (*fn)(void))
 {
     rig.called = fn;

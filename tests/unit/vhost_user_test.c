@@ -502,25 +502,138 @@ static void the_second_front_end_waits_for_the_first_to_leave(void **state)
     server_is_well();
 }
 
-static void announce_change(void)
+static void coroutine_fn grow(void)
 {
-    blk_set_write_cache(rig.blk, true);
+    struct error err = {0};
+    assert_int_equal(blk_co_resize(rig.blk, blk_length(rig.blk) + (1 << 20), &err), 0);
 }
 
-static void a_channel_that_nobody_reads_does_not_hold_up_the_device(void **state)
+static void coroutine_fn shrink_back(void)
+{
+    struct error err = {0};
+    assert_int_equal(blk_co_resize(rig.blk, CAPACITY, &err), 0);
+}
+
+static void a_change_of_capacity_is_announced_on_the_back_ends_channel(void **state)
 {
     struct client_guest g;
+    struct client_message change, reply;
+    struct virtio_blk_config config;
     int pair[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     int fd = front_end_running(&g);
     assert_int_equal(client_acked(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[0], 1), 0);
     close(pair[0]);
-    on_control_loop(announce_change);
+    on_control_loop(grow);
+    assert_int_equal(client_receive(pair[1], &change), 1);
+    assert_int_equal(change.header.request, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG);
+    assert_int_equal(change.header.flags, VHOST_USER_VERSION);
+    assert_int_equal(change.header.size, 0);
+    get_config(fd, 0, sizeof config, &reply);
+    memcpy(&config, reply.payload.config.region, sizeof config);
+    assert_int_equal(le64_get(config.capacity), (CAPACITY + (1 << 20)) / 512);
     read_works(&g);
+    on_control_loop(shrink_back);
+    assert_int_equal(client_receive(pair[1], &change), 1);
     close(pair[1]);
+    close(fd);
+    guest_close(&g);
+    server_is_well();
+}
+
+static void a_channel_that_nobody_reads_does_not_hold_up_the_device(void **state)
+{
+    struct client_guest g;
+    int pair[2], small = 1;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    int fd = front_end_running(&g);
+    assert_int_equal(client_acked(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[0], 1), 0);
+    close(pair[0]);
+    for (int i = 0; i < 50; i++) {
+        on_control_loop(grow);
+        assert_true(client_sync(fd)); /* a turn of the loop in between: each change is one message */
+    }
+    read_works(&g);
+    /* Read at last: however many there are, the last change comes after the one that filled it. */
+    struct client_message change;
+    assert_int_equal(client_receive(pair[1], &change), 1);
+    assert_int_equal(change.header.request, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG);
+    on_control_loop(shrink_back);
+    close(pair[1]);
+    on_control_loop(grow); /* gone: nobody is told */
+    on_control_loop(shrink_back);
     read_works(&g);
     close(fd);
     guest_close(&g);
+    log_lines();
+    server_is_well();
+}
+
+static void a_ring_with_nothing_in_it_costs_nothing(void **state)
+{
+    struct client_guest g;
+    struct loop_stats before[2], after[2];
+    int fd = front_end_running(&g);
+    read_works(&g);
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    for (unsigned i = 0; i < 2; i++)
+        loop_stats(iothread_loop(rig.iothreads[i]), &before[i]);
+    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        loop_stats(iothread_loop(rig.iothreads[i]), &after[i]);
+        assert_int_equal(after[i].turns, before[i].turns);
+    }
+    read_works(&g);
+    close(fd);
+    guest_close(&g);
+    server_is_well();
+}
+
+/* ---- packed rings: what the messages mean for them ---- */
+
+static void the_base_of_a_packed_ring_has_two_positions(void **state)
+{
+    struct client_guest g;
+    int fd = front_end();
+    guest_open(&g);
+    client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                    FEATURES_USED | VIRTIO_BIT(VIRTIO_F_RING_PACKED) |
+                        VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+    guest_send_memory(&g, fd);
+    /* Both wrap counters 1, both positions 0: a ring just made (2.8.2). */
+    guest_send_ring(&g, fd, 0, 0x80008000);
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+    client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+    struct virtq_packed_desc *ring = (struct virtq_packed_desc *)g.memory;
+    uint8_t *data = g.memory + GUEST_DATA;
+    for (uint16_t i = 0; i < 3; i++) {
+        struct virtio_blk_req_header header = {.type = le32_put(VIRTIO_BLK_T_FLUSH)};
+        memcpy(data + 64 * i, &header, sizeof header);
+        data[64 * i + 32] = 0xff;
+        ring[2 * i + 1] =
+            (struct virtq_packed_desc){.addr = le64_put(GUEST_PHYSICAL + GUEST_DATA + 64 * i + 32),
+                                       .len = le32_put(1),
+                                       .id = le16_put(i),
+                                       .flags = le16_put(VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_AVAIL)};
+        ring[2 * i].addr = le64_put(GUEST_PHYSICAL + GUEST_DATA + 64 * i);
+        ring[2 * i].len = le32_put(16);
+        ring[2 * i].id = le16_put(i);
+        /* Partner: the device's acquire of the first descriptor's flags (2.8.21.1). */
+        le16_store_release(&ring[2 * i].flags, VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_AVAIL);
+        guest_kick(&g);
+        for (int ms = 0; ms < 5000 && __atomic_load_n(&data[64 * i + 32], __ATOMIC_ACQUIRE) == 0xff; ms++)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        assert_int_equal(data[64 * i + 32], VIRTIO_BLK_S_OK);
+    }
+    assert_int_equal(get_vring_base(fd, 0), 0x80068006);
+    /* Positions beyond the ring are nobody's. */
+    client_send_state(fd, VHOST_USER_SET_VRING_BASE, 0, 0x80068000 | GUEST_RING_SIZE);
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+    assert_true(client_ended(fd));
+    close(fd);
+    guest_close(&g);
+    assert_int_equal(log_lines(), 1);
     server_is_well();
 }
 
@@ -886,7 +999,10 @@ int main(void)
         cmocka_unit_test(a_message_may_come_in_pieces),
         cmocka_unit_test(a_front_end_that_leaves_in_the_middle_leaves_nothing),
         cmocka_unit_test(the_second_front_end_waits_for_the_first_to_leave),
+        cmocka_unit_test(a_change_of_capacity_is_announced_on_the_back_ends_channel),
         cmocka_unit_test(a_channel_that_nobody_reads_does_not_hold_up_the_device),
+        cmocka_unit_test(a_ring_with_nothing_in_it_costs_nothing),
+        cmocka_unit_test(the_base_of_a_packed_ring_has_two_positions),
         cmocka_unit_test(each_bad_message_ends_its_connection_with_one_sentence_and_leaks_nothing),
         cmocka_unit_test(each_bad_message_that_wants_an_answer_gets_one_that_says_no),
         cmocka_unit_test(messages_need_their_protocol_feature),
