@@ -220,7 +220,7 @@ static void threads_do_all(void **state)
 
 /* ---- many at once ---- */
 
-#define MANY 1500
+#define MANY 700
 
 struct many {
     struct host_file *file;
