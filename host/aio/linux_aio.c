@@ -9,6 +9,11 @@
  * io_submit: even what the kernel completes synchronously is found in the ring on the loop's next turn, so
  * submission cannot recurse. When the kernel takes nothing (EAGAIN) the queue waits for a completion; when
  * nothing is in flight, no completion can come, and a timer tries again.
+ *
+ * Where the kernel has been completing everything inside io_submit for a while (tmpfs does), the eventfd
+ * would only be signalled for what has been found already, at the price of a lock for each request and a
+ * false awakening for each batch. Requests then go without it, and every io_submit is checked: if one of them
+ * is not complete when it returns, a timer looks after those in flight, and the eventfd is back for the next.
  */
 #include <assert.h>
 #include <errno.h>
@@ -33,6 +38,11 @@
 /* Until the next try when the kernel takes nothing and nothing is in flight. */
 #define LAIO_RETRY_NS 1000000
 
+/* So many io_submits in a row that completed all that was in flight make the eventfd superfluous. */
+#define LAIO_SURE 32
+/* First look after requests that were not complete against expectation; then doubled up to LAIO_RETRY_NS. */
+#define LAIO_WATCH_NS 20000
+
 /* The head of the ring that io_setup maps: the kernel's fs/aio.c; stable since Linux 2.6. */
 #define RING_MAGIC 0xa10a10a1u
 struct ring {
@@ -54,6 +64,9 @@ struct laio {
     struct loop_fd completions;
     struct loop_deferred submit;
     struct loop_timer retry;
+    unsigned synchronous;    /* io_submits in a row after which nothing was left in flight */
+    struct loop_timer watch; /* for requests in flight without the eventfd */
+    uint64_t watch_ns;
 };
 
 _Static_assert(sizeof(struct iocb) <= sizeof(((struct aio_request *)0)->engine_words), "room for an iocb");
@@ -96,6 +109,30 @@ static struct aio_request *queue_pop(struct laio *laio)
     return request;
 }
 
+/* Completions in the mapped ring. */
+static unsigned ring_count(const struct ring *ring)
+{
+    uint32_t head = ring->head, tail = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);
+
+    return tail >= head ? tail - head : tail + ring->nr - head;
+}
+
+/* An io_submit has returned: was all of it synchronous? */
+static void look_back(struct laio *laio)
+{
+    if (!laio->ring)
+        return;
+    if (ring_count(laio->ring) >= laio->in_flight) {
+        laio->synchronous++;
+    } else {
+        if (laio->synchronous >= LAIO_SURE && !laio->watch.armed) {
+            laio->watch_ns = LAIO_WATCH_NS;
+            loop_timer_arm(laio->loop, &laio->watch, world_now_ns() + laio->watch_ns);
+        }
+        laio->synchronous = 0;
+    }
+}
+
 /* Hands the queue to the kernel, as far as it takes it. In a coroutine or outside. */
 static void laio_submit(void *opaque)
 {
@@ -106,16 +143,26 @@ static void laio_submit(void *opaque)
         struct iocb *batch[LAIO_BATCH];
         struct aio_request *request;
         unsigned room = laio->slots - laio->in_flight, n = 0;
+        bool sure = laio->synchronous >= LAIO_SURE;
         int ret;
 
-        for (request = laio->first; request && n < LAIO_BATCH && n < room; request = request->next)
-            batch[n++] = request_iocb(request);
+        for (request = laio->first; request && n < LAIO_BATCH && n < room; request = request->next) {
+            struct iocb *iocb = request_iocb(request);
+
+            /* A flush is never synchronous. */
+            if (!sure || request->op == AIO_OP_FDATASYNC)
+                io_set_eventfd(iocb, laio->completions.fd);
+            else
+                iocb->u.c.flags = 0;
+            batch[n++] = iocb;
+        }
         ret = laio_kernel.submit(laio->context, n, batch);
         AIO_COUNT(laio->loop, submit_syscalls);
         if (ret > 0) {
             laio->in_flight += (unsigned)ret;
             while (ret-- > 0 && laio->first)
                 queue_pop(laio);
+            look_back(laio);
         } else if (ret == 0 || ret == -EAGAIN || ret == -EINTR) {
             AIO_COUNT(laio->loop, eagain);
             break;
@@ -223,6 +270,17 @@ static void laio_complete(void *opaque)
         laio_complete_by_call(laio);
 }
 
+static void laio_watch(void *opaque)
+{
+    struct laio *laio = opaque;
+
+    laio_complete(laio);
+    if (laio->in_flight) {
+        laio->watch_ns = laio->watch_ns * 2 < LAIO_RETRY_NS ? laio->watch_ns * 2 : LAIO_RETRY_NS;
+        loop_timer_arm(laio->loop, &laio->watch, world_now_ns() + laio->watch_ns);
+    }
+}
+
 /* ---- a loop's context ---- */
 
 static void laio_destroy(void *state)
@@ -231,6 +289,7 @@ static void laio_destroy(void *state)
 
     assert(!laio->first && !laio->in_flight);
     loop_timer_cancel(&laio->retry);
+    loop_timer_cancel(&laio->watch);
     loop_fd_remove(&laio->completions);
     laio_kernel.destroy(laio->context);
     close(laio->completions.fd);
@@ -262,6 +321,7 @@ static struct laio *laio_create(struct loop *loop)
     }
     laio->submit = (struct loop_deferred){.fn = laio_submit, .opaque = laio};
     laio->retry = (struct loop_timer){.fire = laio_submit, .opaque = laio};
+    laio->watch = (struct loop_timer){.fire = laio_watch, .opaque = laio};
     laio->completions = (struct loop_fd){
         .fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
         .on_readable = laio_complete,
@@ -302,7 +362,7 @@ int laio_probe(void)
 
 /* ---- one request ---- */
 
-static void prepare(struct laio *laio, struct aio_request *request)
+static void prepare(struct aio_request *request)
 {
     struct iocb *iocb = request_iocb(request);
 
@@ -329,12 +389,11 @@ static void prepare(struct laio *laio, struct aio_request *request)
         break;
     }
     iocb->data = request;
-    io_set_eventfd(iocb, laio->completions.fd);
 }
 
 static int64_t submit_and_wait(struct laio *laio, struct aio_request *request)
 {
-    prepare(laio, request);
+    prepare(request);
     queue_append(laio, request);
     AIO_COUNT(laio->loop, requests);
     if (laio->queued >= LAIO_BATCH && laio->in_flight < laio->slots)

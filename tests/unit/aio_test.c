@@ -427,6 +427,69 @@ static void an_error_of_submit_fails_the_first_request_only(void **state)
     assert_int_equal(m.failed, 1);
 }
 
+/* Takes requests, and hands them to the kernel some milliseconds later. */
+static struct iocb *late[64];
+static long late_count;
+static io_context_t late_context;
+static struct loop_timer late_timer;
+
+static void submit_late_ones(void *opaque)
+{
+    assert_int_equal(kernel.submit(late_context, late_count, late), late_count);
+    late_count = 0;
+}
+
+static int submit_late(io_context_t context, long n, struct iocb **iocbs)
+{
+    assert_true(late_count + n <= 64);
+    memcpy(late + late_count, iocbs, (size_t)n * sizeof(*iocbs));
+    late_count += n;
+    late_context = context;
+    late_timer.fire = submit_late_ones;
+    loop_timer_arm(loop, &late_timer, world_now_ns() + 3000000);
+    return (int)n;
+}
+
+static void a_file_system_that_stops_being_synchronous_loses_no_request(void **state)
+{
+    struct many m = {0};
+
+    if (laio_probe() < 0)
+        skip();
+    fresh_loop();
+    make_file(directories[1], FILE_BYTES);
+    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
+    if (!m.file)
+        skip();
+    m.buffer = buffer_of(64 * 4096);
+    /* Synchronous for long enough that nobody waits for the eventfd any more. */
+    for (unsigned i = 0; i < 64; i++) {
+        co_enter(co_create(one_of_many, &m));
+        while (m.ended <= i)
+            loop_turn(loop, true);
+    }
+    assert_int_equal(m.failed, 0);
+    for (unsigned round = 0; round < 3; round++) {
+        m.started = m.ended = 0;
+        laio_kernel.submit = submit_late;
+        for (unsigned i = 0; i < 8; i++)
+            co_enter(co_create(one_of_many, &m));
+        while (m.ended < 8)
+            loop_turn(loop, true);
+        laio_kernel.submit = kernel.submit;
+        assert_int_equal(m.failed, 0);
+        for (unsigned i = 8; i < 64; i++) {
+            co_enter(co_create(one_of_many, &m));
+            while (m.ended <= i)
+                loop_turn(loop, true);
+        }
+    }
+    fresh_loop();
+    host_file_close(m.file);
+    free(m.buffer);
+    unlink(path);
+}
+
 static int setup_refuses(int max_events, io_context_t *context)
 {
     return -EAGAIN;
@@ -804,6 +867,7 @@ int main(void)
         cmocka_unit_test(eagain_with_nothing_in_flight_is_tried_again),
         cmocka_unit_test(a_partial_submit_is_continued),
         cmocka_unit_test(an_error_of_submit_fails_the_first_request_only),
+        cmocka_unit_test(a_file_system_that_stops_being_synchronous_loses_no_request),
         cmocka_unit_test(a_loop_without_a_context_still_does_io),
         cmocka_unit_test(short_transfers_are_continued),
         cmocka_unit_test(a_write_of_nothing_for_ever_is_an_error_but_not_enospc),
