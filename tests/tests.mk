@@ -10,7 +10,7 @@ UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
 
 $(BUILD)/tests/unit/%_test: $(BUILD)/obj/tests/unit/%_test.c.o $(call obj_of,$(UNIT_HELPER_SRC)) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
 	$(call link,-lcmocka)
-.PRECIOUS: $(BUILD)/obj/tests/unit/%.c.o
+.SECONDARY:
 
 # Programs that test scripts need besides the real ones: tests/DIR/tool_NAME.c, with the other sources in DIR
 TOOL_SRC := $(wildcard tests/*/tool_*.c)
@@ -41,15 +41,18 @@ UNIT_TSAN ?= $(filter-out $(UNIT_NO_TSAN),$(notdir $(UNIT)))
 
 RUN := RINGSIDE_BUILD=$(abspath $(BUILD)) tests/run
 
+# As many jobs as there are processors, unless the caller said otherwise
+SUBMAKE := $(MAKE) --no-print-directory $(if $(findstring j,$(firstword -$(MAKEFLAGS))),,-j$(shell nproc))
+
 .PHONY: build-all build-asan build-tsan build-ucontext
 build-all:
-	@$(MAKE) --no-print-directory all units tools
+	@$(SUBMAKE) all units tools
 build-asan:
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan SAN=address,undefined host units tools
+	@$(SUBMAKE) BUILD=$(BUILD)/asan SAN=address,undefined host units tools
 build-tsan:
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan SAN=thread host units tools
+	@$(SUBMAKE) BUILD=$(BUILD)/tsan SAN=thread host units tools
 build-ucontext:
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/ucontext CO=ucontext $(BUILD)/ucontext/tests/unit/coroutine_test
+	@$(SUBMAKE) BUILD=$(BUILD)/ucontext CO=ucontext $(BUILD)/ucontext/tests/unit/coroutine_test
 
 ROW_unit    = $(UNIT) $(patsubst %,$(BUILD)/asan/tests/unit/%,$(notdir $(UNIT))) \
               $(patsubst %,$(BUILD)/tsan/tests/unit/%,$(UNIT_TSAN)) $(wildcard tests/unit/test-*.sh) \
