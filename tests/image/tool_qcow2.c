@@ -7,6 +7,8 @@
  *   tool_qcow2 resize PATH BYTES [MODE]
  *   tool_qcow2 compress IN-RAW OUT-QCOW2 [KEY=VALUE...]    all of a raw file, as compressed clusters
  *   tool_qcow2 check PATH [leaks|all]
+ *   tool_qcow2 dump PATH OUT-RAW [KEY=VALUE...]
+ *   tool_qcow2 rebase PATH [FILE FORMAT] | empty PATH
  *   tool_qcow2 open PATH [rw]                  opens, reads everything, says what is wrong
  *
  * run: seed= ops= depth= loops= region= (bytes that belong to one worker, so that workers share clusters or
@@ -100,6 +102,8 @@ static struct node *open_image(const char *path, bool writable)
                                     .log_writes = arg_text("log", NULL),
                                     .secret_file = arg_text("secret", NULL),
                                     .snapshot = arg_text("snapshot", NULL),
+                                    .backing = arg_text("backing_dir", NULL) ? BACKING_DIR : BACKING_SAME_DIR,
+                                    .backing_dir = arg_text("backing_dir", NULL),
                                     .check_only = arg_number("check_only", 0)}};
     loop_run_coroutine(loop, open_entry, &o);
     return o.ret < 0 ? NULL : o.node;
@@ -452,6 +456,36 @@ static void read_entry(void *arg)
     free(buf);
 }
 
+static void dump_entry(void *arg)
+{
+    struct call *c = arg;
+    uint64_t length = node_length(c->node);
+    uint8_t *buf = malloc(1 << 20);
+    int fd = open(c->words[0], O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    for (uint64_t at = 0; at < length && c->ret == 0; at += 1 << 20) {
+        uint64_t n = length - at < 1 << 20 ? length - at : 1 << 20;
+        c->ret = node_co_pread(c->node, at, buf, n);
+        if (c->ret == 0 && pwrite(fd, buf, n, (off_t)at) != (ssize_t)n)
+            c->ret = -errno;
+    }
+    if (ftruncate(fd, (off_t)length) < 0)
+        c->ret = -errno;
+    close(fd);
+    free(buf);
+}
+
+static void rebase_entry(void *arg)
+{
+    struct call *c = arg;
+    c->ret = qcow2_co_change_backing(c->node, c->words[0], c->words[0] ? c->words[1] : NULL, &error);
+}
+
+static void empty_entry(void *arg)
+{
+    struct call *c = arg;
+    c->ret = qcow2_co_make_empty(c->node, &error);
+}
+
 static int with_image(const char *path, bool writable, void (*entry)(void *), char **words)
 {
     struct call c = {.words = words};
@@ -540,7 +574,13 @@ int main(int argc, char **argv)
         static char check_only[] = "check_only=1";
         args[nargs++] = check_only;
         ret = with_image(path, fix, check_entry, fix ? words : words + 1);
-    } else if (strcmp(command, "open") == 0)
+    } else if (strcmp(command, "dump") == 0)
+        ret = with_image(path, false, dump_entry, args);
+    else if (strcmp(command, "rebase") == 0)
+        ret = with_image(path, true, rebase_entry, args);
+    else if (strcmp(command, "empty") == 0)
+        ret = with_image(path, true, empty_entry, args);
+    else if (strcmp(command, "open") == 0)
         ret = with_image(path, nargs && strcmp(args[0], "rw") == 0, read_entry, args);
     loop_destroy(loop);
     return ret;
