@@ -101,7 +101,8 @@ static void split_kick_window(void **state)
                     bare->vq.last_used = bare->vq.u.split.used_seen = old;
                     le16_store(&bare->vq.u.split.used->idx, old);
                     publish(&bare->vq, batch);
-                    *(le16 *)(void *)&bare->vq.u.split.used->ring[8] = le16_put((uint16_t)(old + event));
+                    le16 word = le16_put((uint16_t)(old + event));
+                    memcpy(&bare->vq.u.split.used->ring[8], &word, sizeof word);
                     /* checklist 77: with EVENT_IDX the flag means nothing */
                     le16_store(&bare->vq.u.split.used->flags, (uint16_t)(event & 1));
                     assert_int_equal(vq_want_notify(&bare->vq), expect);
