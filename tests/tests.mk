@@ -32,9 +32,37 @@ $(BUILD)/tests/tool_crash_broken: $(call obj_of,$(wildcard tests/crash/*.c)) $(B
 	$(call link)
 TOOLS += $(BUILD)/tests/tool_crash_broken
 
-.PHONY: units tools check check-unit check-image check-harness check-qemu check-crash check-fuzz check-long
+# Fuzz targets: everything they link is built by clang for libFuzzer, ASan and UBSan, in a tree of its own. Archives,
+# so that a target takes only what it calls: it may bring doubles of its own (tests/unit/device_rig.h).
+FUZZ_SRC   := $(wildcard tests/fuzz/*_fuzz.c)
+FUZZ       := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(FUZZ_SRC))
+FUZZ_SAN   := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+FUZZ_FLAGS := -std=gnu17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -O1 -g $(WARNINGS) -fno-common -pthread -I. \
+              -fsanitize=fuzzer-no-link $(FUZZ_SAN)
+fuzz_obj = $(patsubst %,$(BUILD)/fuzzobj/%.o,$(1))
+FUZZ_LIB   := $(BUILD)/fuzzobj/libringside-host.a $(BUILD)/fuzzobj/libvblk.a
+
+$(BUILD)/fuzzobj/%.c.o: %.c
+	$(call say,CLANG,$@)
+	@mkdir -p $(@D)
+	$(Q)clang $(FUZZ_FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/fuzzobj/%.S.o: %.S
+	@mkdir -p $(@D)
+	$(Q)clang $(FUZZ_FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/fuzzobj/libringside-host.a: $(call fuzz_obj,$(HOST_SRC))
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/fuzzobj/libvblk.a: $(call fuzz_obj,$(wildcard guest/driver/*.c) $(HOSTED_SRC))
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/fuzz/%_fuzz: $(BUILD)/fuzzobj/tests/fuzz/%_fuzz.c.o $(FUZZ_LIB)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)clang -fsanitize=fuzzer $(FUZZ_SAN) -pthread -o $@ $^ $(LIBS_HOST)
+.PRECIOUS: $(BUILD)/fuzzobj/tests/fuzz/%.c.o
+
+.PHONY: units tools fuzz check check-unit check-image check-harness check-qemu check-crash check-fuzz check-long
 units: $(UNIT)
 tools: $(TOOLS)
+fuzz: $(FUZZ)
 
 # Which units run again under which sanitizer
 UNIT_TSAN ?= $(filter-out $(UNIT_NO_TSAN),$(notdir $(UNIT)))
@@ -44,7 +72,9 @@ RUN := RINGSIDE_BUILD=$(abspath $(BUILD)) tests/run
 # As many jobs as there are processors, unless the caller said otherwise
 SUBMAKE := $(MAKE) --no-print-directory $(if $(findstring j,$(firstword -$(MAKEFLAGS))),,-j$(shell nproc))
 
-.PHONY: build-all build-asan build-tsan build-ucontext
+.PHONY: build-all build-asan build-tsan build-ucontext build-fuzz
+build-fuzz:
+	@$(SUBMAKE) fuzz
 build-all:
 	@$(SUBMAKE) all units tools
 build-asan:
@@ -66,11 +96,12 @@ ROW_lint    = tests/test-lint.sh
 
 check-unit: packages build-all build-asan build-tsan build-ucontext
 	@$(RUN) $(ROW_unit)
+check-fuzz: build-fuzz
 check-image check-crash check-fuzz check-harness check-qemu: check-%: packages build-all build-asan build-tsan
 	@$(RUN) $(ROW_$*)
-check: packages build-all build-asan build-tsan build-ucontext
+check: packages build-all build-asan build-tsan build-ucontext build-fuzz
 	@$(RUN) $(ROW_lint) $(ROW_unit) $(ROW_image) $(ROW_harness) $(ROW_qemu) $(ROW_crash) $(ROW_fuzz)
-check-long: packages build-all build-asan build-tsan build-ucontext
+check-long: packages build-all build-asan build-tsan build-ucontext build-fuzz
 	@RINGSIDE_SIZE=long $(RUN) $(ROW_unit) $(ROW_image) $(ROW_harness) $(ROW_qemu) $(ROW_crash) $(ROW_fuzz)
 
 SOURCES = $(shell git ls-files '*.c' '*.h' 2>/dev/null || find common guest host tests -name '*.[ch]')

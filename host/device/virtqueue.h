@@ -62,7 +62,7 @@ struct virtqueue {
             struct virtq_packed_event *driver, *device;
             uint16_t last_avail, used_idx; /* places in the ring */
             bool avail_wrap, used_wrap;
-            uint32_t in_flight; /* places taken and not given back */
+            uint32_t in_flight; /* places taken and not shown as used */
             /* The first used descriptor of the batch: its flags are written last, in publish. */
             bool pending;
             uint16_t first_slot, first_flags;

@@ -190,7 +190,6 @@ void virtqueue_packed_push(struct virtqueue *vq, uint16_t id, uint32_t len, unsi
         le16_store(&desc->flags, flags);
     }
     vq->ring.pending_places += num_descs;
-    vq->ring.in_flight -= num_descs;
     vq->ring.used_idx = (uint16_t)(vq->ring.used_idx + num_descs);
     if (vq->ring.used_idx >= vq->size) {
         vq->ring.used_idx = (uint16_t)(vq->ring.used_idx - vq->size);
@@ -204,6 +203,7 @@ bool virtqueue_packed_publish(struct virtqueue *vq)
         return false;
     vq->ring.pending = false;
     vq->since_signal += vq->ring.pending_places;
+    vq->ring.in_flight -= vq->ring.pending_places;
     vq->ring.pending_places = 0;
     /* Pairs with the driver's barrier between seeing these flags and reading id, len and data (2.8.22). */
     le16_store_release(&vq->ring.desc[vq->ring.first_slot].flags, vq->ring.first_flags);

@@ -149,13 +149,14 @@ static int walk_chain(struct virtqueue *vq, struct virtq_chain *chain, uint16_t 
 
 int virtqueue_split_pop(struct virtqueue *vq, struct virtq_chain *chain)
 {
-    uint16_t waiting, head;
+    uint16_t waiting, taken, head;
 
     if (!virtqueue_split_has_more(vq))
         return 0;
     waiting = (uint16_t)(vq->split.avail_idx - vq->split.last_avail);
-    if (waiting > vq->size) {
-        vq->why = "avail.idx moved further than the queue is long";
+    taken = (uint16_t)(vq->split.last_avail - vq->split.used_idx); /* and not yet shown as used */
+    if ((uint32_t)waiting + taken > vq->size) {
+        vq->why = "avail.idx is further ahead of the used index than the queue is long";
         return -EPROTO;
     }
     head = le16_load(&vq->split.avail->ring[vq->split.last_avail & vq->mask]);

@@ -73,6 +73,8 @@ static void fake_do(struct blk_request *request)
     request->complete(request, result);
 }
 
+static bool rig_is_guest(const void *p, size_t bytes);
+
 static void fake_submit(struct blk_request *request, enum blk_op op, uint64_t offset, uint64_t bytes,
                         const struct iovec *iov, unsigned niov, unsigned flags)
 {
@@ -85,6 +87,8 @@ static void fake_submit(struct blk_request *request, enum blk_op op, uint64_t of
     /* What the device lets through must be inside the disk, and covered by its segments. */
     assert(offset <= fake.length && bytes <= fake.length - offset);
     assert(!iov || sg_bytes(sg_make(iov, niov)) == bytes);
+    for (unsigned i = 0; i < niov; i++)
+        assert(rig_is_guest(iov[i].iov_base, iov[i].iov_len));
     fake.calls[fake.num_calls++ % FAKE_CALLS_MAX] = (struct fake_call){op, offset, bytes, niov, flags};
     fake.in_flight++;
     if (fake.hold)
@@ -250,6 +254,20 @@ static void *ptr(uint64_t addr)
     return p;
 }
 
+static bool rig_is_guest(const void *p, size_t bytes)
+{
+    const uint8_t *at = p;
+
+    for (unsigned i = 0; i < rig.memory.count; i++) {
+        const struct guest_region *region = &rig.memory.regions[i];
+
+        if (at >= region->host && at < region->host + region->bytes &&
+            bytes <= (size_t)(region->host + region->bytes - at))
+            return true;
+    }
+    return false;
+}
+
 /* BYTES of guest memory, zeroed; ALIGN a power of two. */
 static uint64_t rig_alloc(uint64_t bytes, uint64_t align)
 {
@@ -400,7 +418,7 @@ static void rig_attach(const struct rig_options *options)
 }
 
 /* Ends the device and its loop; memory stays as it is. */
-static void rig_detach(void)
+static void UNUSED rig_detach(void)
 {
     fake_release_all();
     for (unsigned q = 0; q < rig.num_queues; q++)
@@ -442,7 +460,7 @@ static void rig_init(const struct rig_options *options)
     }
 }
 
-static void rig_fini(void)
+static void UNUSED rig_fini(void)
 {
     if (rig.device)
         rig_detach();

@@ -417,6 +417,30 @@ static void a_jump_of_the_available_index_breaks_the_ring(void **state)
         }
 }
 
+/* Buffers that were used but not yet shown as used count as well: a driver cannot know that they are free. */
+static void the_available_index_does_not_overtake_what_is_shown_as_used(void **state)
+{
+    uint64_t data = rig_alloc(16, 16);
+
+    for (unsigned i = 0; i < SIZE; i++)
+        rig_add_mixed(0, &(struct seg){data, 1, true}, 1, 1);
+    rig_publish(0);
+    for (unsigned i = 0; i < SIZE; i++) {
+        assert_int_equal(virtqueue_pop(&vq, &chain), 1);
+        virtqueue_push(&vq, chain.id, 1, 1, 1);
+    }
+    le16_store(&ring->avail->idx, SIZE + 1);
+    expect_broken("further ahead of the used index");
+    start_at(0);
+    rig_add_mixed(0, &(struct seg){data, 1, true}, 1, 1);
+    rig_publish(0);
+    assert_int_equal(virtqueue_pop(&vq, &chain), 1);
+    virtqueue_push(&vq, chain.id, 1, 1, 1);
+    virtqueue_publish(&vq);
+    le16_store(&ring->avail->idx, SIZE + 1);
+    assert_int_equal(virtqueue_pop(&vq, &chain), 1);
+}
+
 /* 95 and the used ring's slots: indexes count modulo 65536, slots modulo the size. */
 static void indexes_wrap_through_the_whole_range(void **state)
 {
@@ -600,6 +624,7 @@ int main(void)
         PLAIN(checklist_47_a_chain_as_long_as_the_queue_is_taken),
         INDIRECT(more_segments_than_are_kept_are_still_walked_to_the_status),
         PLAIN(a_jump_of_the_available_index_breaks_the_ring),
+        PLAIN(the_available_index_does_not_overtake_what_is_shown_as_used),
         PLAIN(indexes_wrap_through_the_whole_range),
         PLAIN(checklist_71_flags_decide_without_event_idx),
         PLAIN(checklist_79_notifications_by_flags),
