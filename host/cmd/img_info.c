@@ -220,7 +220,7 @@ void img_print_snapshots(json_t *snapshots)
 {
     size_t i;
     json_t *s;
-    printf("Snapshot list:\n%-9s %-16s %8s %20s %13s %10s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK",
+    printf("Snapshot list:\n%-9s %-16s %8s %19s %12s %10s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK",
            "ICOUNT");
     json_array_foreach(snapshots, i, s)
     {
@@ -235,7 +235,7 @@ void img_print_snapshots(json_t *snapshots)
                  (unsigned)(integer_of(s, "vm-clock-nsec") / 1000000));
         if (json_object_get(s, "icount"))
             snprintf(icount, sizeof(icount), "%" JSON_INTEGER_FORMAT, integer_of(s, "icount"));
-        printf("%-9s %-16s %8s %20s %13s %10s\n", string_of(s, "id"), string_of(s, "name"),
+        printf("%-9s %-16s %8s %19s %12s %10s\n", string_of(s, "id"), string_of(s, "name"),
                img_size_text((uint64_t)integer_of(s, "vm-state-size"), size), date, clock, icount);
     }
 }

@@ -181,6 +181,7 @@ static void coroutine_fn co_walk_l2(struct walk *walk, uint64_t offset, uint64_t
         return;
     }
     const be64 *table = (const be64 *)(const void *)buf;
+    walk->expected = 0; /* each table by itself, as qemu-img counts it */
     for (uint64_t i = 0; i < 1ull << s->l2_bits; i++) {
         uint64_t entry = be64_get(table[i * step]), bitmap = step == 2 ? be64_get(table[i * step + 1]) : 0;
         if (entry || bitmap)

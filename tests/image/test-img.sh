@@ -1,0 +1,266 @@
+#!/usr/bin/env bash
+# ringside-img on qcow2 images, each sub-command against qemu-img: same bytes, same JSON, same exit status.
+. "$(dirname "$0")/../lib.sh"
+cd "$tmp" || exit 1
+img=$bin/ringside-img
+
+says() { # text, command...
+    local text=$1
+    shift
+    "$@" >said 2>&1
+    cat said
+    grep -qF -- "$text" said
+}
+
+status() { # expected, command...
+    local expected=$1 got
+    shift
+    "$@"
+    got=$?
+    echo "exit status $got"
+    [ $got -eq "$expected" ]
+}
+
+# Both programs' JSON about an image is the same.
+same_json() { # sub-command, arguments...
+    local command=$1
+    shift
+    "$img" "$command" --output=json "$@" >ours.txt
+    local ours=$?
+    qemu-img "$command" --output=json "$@" >theirs.txt
+    local theirs=$?
+    jq -S . ours.txt >ours.json && jq -S . theirs.txt >theirs.json && diff ours.json theirs.json && [ $ours -eq $theirs ]
+}
+
+same_content() { # image, image: by qemu-img
+    qemu-img compare "$1" "$2"
+}
+
+# An image with a bit of everything: data, zeroes, compressed, holes.
+fill() { # image, seed
+    qemu-io -f qcow2 -c "write -P $2 0 300k" -c "write -z 512k 128k" -c "write -c -P $(($2 + 1)) 1M 64k" \
+        -c "write -P $(($2 + 2)) 3000k 70k" -c "discard 64k 64k" "$1" >/dev/null
+}
+
+# ---- create ----
+
+variants=(
+    ""
+    "compat=0.10"
+    "cluster_size=512"
+    "cluster_size=4k,refcount_bits=1"
+    "cluster_size=2M,refcount_bits=64"
+    "lazy_refcounts=on,refcount_bits=8"
+    "extended_l2=on,cluster_size=16k"
+    "compression_type=zstd"
+    "preallocation=metadata"
+    "preallocation=falloc"
+    "preallocation=full,cluster_size=4k"
+    "data_file=data.bin,data_file_raw=on"
+)
+for variant in "${variants[@]}"; do
+    rm -f x.qcow2 y.qcow2 data.bin
+    options=()
+    [ -n "$variant" ] && options=(-o "$variant")
+    ok "create ${variant:-without options}: qemu-img check finds nothing" bash -c "
+        '$img' create -q -f qcow2 ${options[*]} x.qcow2 4M && qemu-img check x.qcow2"
+    ok "... info and map are what qemu-img says" bash -c "$(declare -f same_json); img='$img'; same_json info x.qcow2 && same_json map x.qcow2"
+    cp x.qcow2 z.qcow2
+    case $variant in *data_file*) continue ;; esac
+    qemu-img create -q -f qcow2 "${options[@]}" y.qcow2 4M
+    "$img" info --output=json x.qcow2 | jq -S 'del(.filename, ."actual-size")' >ours.json
+    "$img" info --output=json y.qcow2 | jq -S 'del(.filename, ."actual-size")' >theirs.json
+    ok "... and it is the image that qemu-img would have made" diff ours.json theirs.json
+    fill x.qcow2 7
+    ok "... QEMU writes to it, we read the same" bash -c "'$img' convert -O raw x.qcow2 x.raw && qemu-img compare -f qcow2 -F raw x.qcow2 x.raw"
+    # QEMU shows a place for subclusters that have no data: the map of these is compared by the content above.
+    case $variant in *extended_l2*) continue ;; esac
+    ok "... info, map and check agree with qemu-img then" bash -c "$(declare -f same_json); img='$img'; same_json info x.qcow2 && same_json map x.qcow2 && same_json check x.qcow2"
+done
+
+for bad in cluster_size=1000 cluster_size=4M refcount_bits=3 refcount_bits=128 compat=2 frob=1 cluster_size compression_type=lzo preallocation=some 'lazy_refcounts=maybe'; do
+    ok "create -o $bad is refused with a sentence" says "-o ${bad%%=*}" "$img" create -f qcow2 -o "$bad" bad.qcow2 1M
+done
+ok "create -o help lists the options" says cluster_size "$img" create -f qcow2 -o help
+ok "create -o size= stands for the size" bash -c "'$img' create -q -f qcow2 -o size=3M s.qcow2 && [ \$('$img' info --output=json s.qcow2 | jq '.\"virtual-size\"') -eq 3145728 ]"
+ok_not "create without a size" "$img" create -f qcow2 n.qcow2
+ok_not "create -b without -F" "$img" create -f qcow2 -b x.qcow2 n.qcow2
+ok_not "create of a format that we can't" "$img" create -f vmdk n.vmdk 1M
+
+# ---- info ----
+
+qemu-img create -q -f qcow2 base.qcow2 4M
+fill base.qcow2 1
+qemu-io -c 'write -P 77 3700k 20k' base.qcow2 >/dev/null
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2
+fill top.qcow2 20
+qemu-io -c 'write -P 5 2M 64k' top.qcow2 >/dev/null
+ok "info of an overlay, alone and with its chain" bash -c "$(declare -f same_json); img='$img'; same_json info top.qcow2 && same_json info --backing-chain top.qcow2"
+ok "info as text has the same lines" bash -c "'$img' info top.qcow2 >ours && qemu-img info top.qcow2 >theirs && diff ours theirs"
+ok "map across the chain" bash -c "$(declare -f same_json); img='$img'; same_json map top.qcow2"
+ok "map of a part" bash -c "$(declare -f same_json); img='$img'; same_json map --start-offset=100k --max-length=1M top.qcow2"
+qemu-img snapshot -c first base.qcow2
+qemu-img snapshot -c second base.qcow2
+ok "info lists snapshots" bash -c "$(declare -f same_json); img='$img'; same_json info base.qcow2 && '$img' info base.qcow2 >ours && qemu-img info base.qcow2 >theirs && diff ours theirs"
+printf 'QFI\373' >bad.qcow2
+ok "a header that is cut short gets a sentence" says 'ringside-img: bad.qcow2' "$img" info bad.qcow2
+
+# ---- convert ----
+
+for from in base top; do
+    for to in "-O raw" "-O qcow2" "-c -O qcow2" "-c -O qcow2 -o compression_type=zstd" "-O qcow2 -o cluster_size=512" "-O qcow2 -o extended_l2=on" "-O qcow2 -S 0" "-O qcow2 -m 1" "-c -O qcow2 -o cluster_size=2M" "-c -O qcow2 -o cluster_size=4k"; do
+        rm -f out
+        # shellcheck disable=SC2086
+        ok "convert $to of $from gives qemu-img's bytes" bash -c "'$img' convert $to $from.qcow2 out && qemu-img compare $from.qcow2 out && { [ '$to' = '-O raw' ] || qemu-img check out; }"
+    done
+done
+qemu-img convert -O raw top.qcow2 top.raw
+ok "convert of a raw image" bash -c "'$img' convert -f raw -O qcow2 top.raw out && qemu-img compare -f raw -F qcow2 top.raw out"
+ok "convert -B copies only what the image itself has" bash -c "
+    '$img' convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 thin.qcow2 && qemu-img compare top.qcow2 thin.qcow2 &&
+    qemu-img map --output=json thin.qcow2 | jq -e 'any(.depth == 1 and .data)'"
+ok "convert -l reads a snapshot" bash -c "
+    cp base.qcow2 snap.qcow2 && qemu-io -c 'write -P 99 0 4M' snap.qcow2 >/dev/null &&
+    '$img' convert -l first -O raw snap.qcow2 out.raw && qemu-img convert -l snapshot.name=first -O raw snap.qcow2 their.raw && cmp out.raw their.raw"
+ok "convert -n --target-is-zero" bash -c "
+    '$img' create -q -f qcow2 fresh.qcow2 4M && '$img' convert -n --target-is-zero -O qcow2 top.qcow2 fresh.qcow2 && qemu-img compare top.qcow2 fresh.qcow2"
+ok_not "convert -c to raw" "$img" convert -c -O raw top.qcow2 out.raw
+ok "convert to a directory that is not there says so" says 'No such file' "$img" convert -O raw top.qcow2 nodir/out
+ok_not "convert over its own source" "$img" convert -O qcow2 top.qcow2 top.qcow2
+ok "... leaves it whole" qemu-img compare top.qcow2 top.raw
+ok "convert reads an image whose reads fail only with an error" bash -c "
+    head -c 300000 base.qcow2 >cut.qcow2; '$img' convert -O raw cut.qcow2 out.raw; [ \$? -eq 1 ]"
+
+# ---- compare ----
+
+cp top.qcow2 other.qcow2
+qemu-io -c 'write -P 3 2500k 4k' other.qcow2 >/dev/null
+ok "compare: identical" status 0 "$img" compare top.qcow2 top.raw
+ok "compare: different, with the place" bash -c "'$img' compare top.qcow2 other.qcow2 | grep 2560000"
+ok "compare: status 1" status 1 "$img" compare -q top.qcow2 other.qcow2
+ok "compare: status 2 for what can't be opened" status 2 "$img" compare nothere top.qcow2
+ok "compare -s: other allocation, status 1" status 1 "$img" compare -s top.qcow2 top.raw
+
+# ---- resize ----
+
+for size in +1M 10M 8388608; do
+    cp base.qcow2 r.qcow2
+    cp base.qcow2 q.qcow2
+    qemu-img snapshot -d first r.qcow2
+    qemu-img snapshot -d second r.qcow2
+    cp r.qcow2 q.qcow2
+    ok "resize $size as qemu-img" bash -c "'$img' resize -q r.qcow2 $size && qemu-img resize -q q.qcow2 $size && qemu-img compare -s r.qcow2 q.qcow2 && qemu-img check r.qcow2"
+done
+qemu-img create -q -f qcow2 r.qcow2 4M
+fill r.qcow2 3
+ok "resize smaller only with --shrink" status 1 "$img" resize r.qcow2 2M
+ok "resize --shrink" bash -c "'$img' resize --shrink r.qcow2 2M && qemu-img check r.qcow2 && '$img' resize r.qcow2 4M && qemu-io -c 'read -P 0 2M 2M' r.qcow2 | tee out && ! grep failed out"
+ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -e '.[-1].present'"
+ok "a size that is none" status 2 "$img" resize r.qcow2 12Q
+
+# ---- check ----
+
+ok "check of a good image" status 0 "$img" check base.qcow2
+python3 - base.qcow2 leak.qcow2 corrupt.qcow2 <<'PY'
+import struct, sys
+data = bytearray(open(sys.argv[1], 'rb').read())
+table = struct.unpack('>Q', data[48:56])[0]
+block = struct.unpack('>Q', data[table:table + 8])[0]
+leak = bytearray(data)
+leak += bytes(-len(leak) % 65536)
+leak += bytes(65536)
+n = len(leak) // 65536 - 1
+leak[block + 2 * n:block + 2 * n + 2] = struct.pack('>H', 1)
+open(sys.argv[2], 'wb').write(leak)
+bad = bytearray(data)
+l1 = struct.unpack('>Q', data[40:48])[0]
+l2 = struct.unpack('>Q', data[l1:l1 + 8])[0] & 0x00fffffffffffe00
+host = struct.unpack('>Q', data[l2:l2 + 8])[0] & 0x00fffffffffffe00
+bad[block + 2 * (host >> 16):block + 2 * (host >> 16) + 2] = struct.pack('>H', 0)
+open(sys.argv[3], 'wb').write(bad)
+PY
+ok "check: leaks are status 3" status 3 "$img" check leak.qcow2
+ok "check: corruption is status 2" status 2 "$img" check corrupt.qcow2
+ok "check --output=json counts as qemu-img does" bash -c "$(declare -f same_json); img='$img'; same_json check leak.qcow2 && same_json check corrupt.qcow2"
+ok "check -r leaks repairs leaks" bash -c "'$img' check -r leaks leak.qcow2 && qemu-img check leak.qcow2 && qemu-img compare leak.qcow2 base.qcow2"
+ok "check -r all repairs corruption" bash -c "'$img' check -r all corrupt.qcow2 && qemu-img check corrupt.qcow2 && qemu-img compare corrupt.qcow2 base.qcow2"
+ok "check -r of something else" status 2 "$img" check -r everything base.qcow2
+
+# ---- snapshot ----
+
+qemu-img create -q -f qcow2 s.qcow2 4M
+fill s.qcow2 30
+qemu-img convert -O raw s.qcow2 s0.raw
+ok "snapshot -c" bash -c "'$img' snapshot -c one s.qcow2 && qemu-img check s.qcow2 && qemu-img snapshot -l s.qcow2 | grep -w one"
+fill s.qcow2 60
+qemu-img convert -O raw s.qcow2 s1.raw
+ok "snapshot -c again" bash -c "'$img' snapshot -c two s.qcow2 && qemu-img check s.qcow2"
+ok "snapshot -l is qemu-img's list" bash -c "'$img' snapshot -l s.qcow2 >ours && qemu-img snapshot -l s.qcow2 >theirs && diff ours theirs"
+ok "snapshot -a by name" bash -c "'$img' snapshot -a one s.qcow2 && qemu-img compare s.qcow2 s0.raw && qemu-img check s.qcow2"
+ok "snapshot -a by id" bash -c "'$img' snapshot -a 2 s.qcow2 && qemu-img compare s.qcow2 s1.raw && qemu-img check s.qcow2"
+ok "snapshot -d" bash -c "'$img' snapshot -d one s.qcow2 && qemu-img compare s.qcow2 s1.raw && qemu-img check s.qcow2 && ! qemu-img snapshot -l s.qcow2 | grep -w one"
+ok "snapshot -a and -d of what is not there" bash -c "! '$img' snapshot -a nope s.qcow2 && ! '$img' snapshot -d nope s.qcow2"
+ok "snapshot of two kinds at a time" status 2 "$img" snapshot -l -c x s.qcow2
+ok_not "snapshot of a raw image" "$img" snapshot -l top.raw
+
+# ---- commit ----
+
+for drop in "" -d; do
+    cp base.qcow2 cbase.qcow2
+    qemu-img create -q -f qcow2 -b cbase.qcow2 -F qcow2 ctop.qcow2 6M
+    fill ctop.qcow2 40
+    qemu-io -c 'write -P 8 5M 64k' ctop.qcow2 >/dev/null
+    qemu-img convert -O raw ctop.qcow2 want.raw
+    ok "commit $drop writes all into the backing file, which grows" bash -c "
+        '$img' commit $drop ctop.qcow2 && qemu-img compare cbase.qcow2 want.raw && qemu-img check cbase.qcow2 && qemu-img check ctop.qcow2 && qemu-img compare ctop.qcow2 want.raw"
+done
+ok "commit without -d empties the image" bash -c "
+    fill() { :; }; qemu-io -c 'write -P 9 1M 1M' ctop.qcow2 >/dev/null && '$img' commit ctop.qcow2 &&
+    [ \$('$img' map --output=json ctop.qcow2 | jq '[.[] | select(.depth == 0 and .data)] | length') -eq 0 ]"
+cp base.qcow2 cbase.qcow2
+qemu-img create -q -f qcow2 -b cbase.qcow2 -F qcow2 cmid.qcow2
+qemu-io -c 'write -P 51 0 1M' cmid.qcow2 >/dev/null
+qemu-img create -q -f qcow2 -b cmid.qcow2 -F qcow2 ctop.qcow2
+qemu-io -c 'write -P 52 512k 1M' ctop.qcow2 >/dev/null
+qemu-img convert -O raw ctop.qcow2 want.raw
+ok "commit -b goes down several layers" bash -c "'$img' commit -b cbase.qcow2 ctop.qcow2 && qemu-img compare cbase.qcow2 want.raw && qemu-img check cbase.qcow2"
+ok_not "commit -b of what is not below" "$img" commit -b top.qcow2 ctop.qcow2
+ok_not "commit of an image without a backing file" "$img" commit base.qcow2
+
+# ---- rebase ----
+
+for new in base2.qcow2 short.raw ""; do
+    cp top.qcow2 rtop.qcow2
+    qemu-img create -q -f qcow2 base2.qcow2 8M
+    fill base2.qcow2 70
+    truncate -s 1M short.raw
+    fmt=()
+    [ -n "$new" ] && fmt=(-F "${new##*.}")
+    ok "rebase to '${new:-nothing}' keeps the content" bash -c "
+        '$img' rebase -b '$new' ${fmt[*]} rtop.qcow2 && qemu-img compare rtop.qcow2 top.raw && qemu-img check rtop.qcow2 &&
+        [ \"\$('$img' info --output=json rtop.qcow2 | jq -r '.\"backing-filename\" // \"\"')\" = '$new' ]"
+done
+cp top.qcow2 rtop.qcow2
+cp base.qcow2 renamed.qcow2
+ok "rebase -u changes the name only" bash -c "
+    '$img' rebase -u -b renamed.qcow2 -F qcow2 rtop.qcow2 && qemu-img compare rtop.qcow2 top.raw && qemu-img info rtop.qcow2 | grep renamed"
+ok "rebase -u to what is not there" "$img" rebase -u -b gone.qcow2 -F qcow2 rtop.qcow2
+ok_not "... which then can't be opened" "$img" compare rtop.qcow2 top.raw
+ok "rebase without -b" status 2 "$img" rebase rtop.qcow2
+ok "rebase without -F" status 2 "$img" rebase -b base.qcow2 rtop.qcow2
+ok_not "rebase of a raw image" "$img" rebase -b base.qcow2 -F qcow2 top.raw
+
+# ---- locks on qcow2 ----
+
+mkfifo hold
+start qemu bash -c "exec qemu-io -f qcow2 top.qcow2 <hold"
+exec 7>hold
+wait_for 10 sh -c "grep OFDLCK /proc/locks | grep -q ':$(stat -c %i top.qcow2) 203 203'"
+ok_not "an image that QEMU has open is kept from info" "$img" info top.qcow2
+ok "... not with -U" "$img" info -U top.qcow2
+ok_not "... kept from check -r" "$img" check -r all top.qcow2
+ok_not "its backing file is kept from being written" "$img" resize base.qcow2 +1M
+ok "... by us too" "$img" info base.qcow2
+exec 7>&-
+stop qemu KILL
+done_testing
