@@ -183,16 +183,29 @@ esac
 
 # ---- the machine ----
 
-# Does KVM run a 64-bit guest here? Some hosts offer /dev/kvm and then hang: the selftest without a disk says so at once.
+# Does KVM run a 64-bit guest here? Some hosts offer /dev/kvm and then hang: the selftest without a disk says at once
+# that there is none. The answer is kept until the host starts again.
 kvm_works() {
+    local answer=$build/kvm-probe boot
     [ "$arch" = x86_64 ] && [ "$(uname -m)" = x86_64 ] && [ -w /dev/kvm ] || return 1
-    timeout -k 1 3 "$qemu" -accel kvm -M q35 -m 64 -nodefaults -no-user-config -display none -serial none -monitor none \
-        -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$build/guest/x86_64/selftest.elf" >/dev/null 2>&1 </dev/null
-    [ $? -eq 35 ]
+    boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+    if [ "$(cat "$answer" 2>/dev/null)" != "$boot no" ] && [ "$(cat "$answer" 2>/dev/null)" != "$boot yes" ]; then
+        timeout -k 1 3 "$qemu" -accel kvm -M q35 -m 64 -nodefaults -no-user-config -display none -serial none \
+            -monitor none -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$build/guest/x86_64/selftest.elf" \
+            >/dev/null 2>&1 </dev/null
+        if [ $? -eq 35 ]; then
+            echo "$boot yes" >"$answer"
+        else
+            echo "$boot no" >"$answer"
+        fi
+    fi 2>/dev/null
+    [ "$(cat "$answer" 2>/dev/null)" = "$boot yes" ]
 }
 if [ "$accel" = auto ]; then
     accel=tcg
-    ! kvm_works || accel=kvm
+    if [ -z "$dry_run" ] && kvm_works; then
+        accel=kvm
+    fi
 fi
 
 cpus=$queues

@@ -103,6 +103,16 @@ ok "a guest without its disk fails" fails_saying "0 passed, 1 failed" --device=q
 ok "a guest that goes on for too long" fails_saying "no verdict within 2 seconds" --app=bench --timeout=2 \
     --image="$tmp/disk.qcow2" --append="runtime=1000"
 
+ok "--trace leaves a record of the requests" boot --image="$tmp/disk.qcow2" --trace="$tmp/trace" --queues=1
+trace_names() { # functions...
+    local name
+    for name in "$@"; do
+        grep -q " $name " "$tmp/trace" || { echo "$name is not in it"; return 1; }
+    done
+}
+ok "the way of a write is in it" trace_names virtio_blk_handle_queue multireq_submit blk_aio_pwritev node_co_pwritev \
+    qcow2_co_pwritev file_co_pwritev blk_aio_complete virtio_blk_complete
+
 # Ended from outside, it takes its processes and its directory with it.
 TMPDIR=$tmp/left
 mkdir -p "$TMPDIR"

@@ -27,12 +27,18 @@ for arch in $arches; do
     ok "$arch: blocks of 4096 bytes" on_qemu --device-options=logical_block_size=4096,physical_block_size=4096
     ok "$arch: iommu_platform=on" on_qemu --device-options=disable-legacy=on,iommu_platform=on
     ok "$arch: eight queues" on_qemu --queues=8
+    ok "$arch: registers through configuration space only (4.1.4.9)" on_qemu --append=pci=window
     ok "$arch: read-only" on_qemu --read-only
     ok "$arch: legacy MMIO" on_qemu --transport=mmio -- -global virtio-mmio.force-legacy=true
 done
 
 ok "x86_64: the machine pc instead of q35" boot --device=qemu --image="$tmp/disk.raw" -- -M pc,memory-backend=mem
 ok "x86_64: without a BIOS that gives addresses" boot --device=qemu --image="$tmp/disk.raw" -- -bios qboot.rom
+make_image "$tmp/second.qcow2" 32M
+ok "x86_64: the second of two disks" boot --device=qemu --image="$tmp/disk.raw" --append=disk=vdb -- \
+    -blockdev "driver=qcow2,node-name=second,file.driver=file,file.filename=$tmp/second.qcow2" \
+    -device virtio-blk-pci,drive=second,num-queues=2
+ok "what it wrote is on the second" left_by_selftest "$tmp/second.qcow2" 32
 ok "aarch64: GICv2 with its message frame" boot --arch=aarch64 --device=qemu --image="$tmp/disk.raw" -- \
     -M virt,gic-version=2,memory-backend=mem
 ok "aarch64: GICv3 without its translation service" boot --arch=aarch64 --device=qemu --image="$tmp/disk.raw" -- \

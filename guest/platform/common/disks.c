@@ -145,7 +145,11 @@ static void found_pci(struct pci_function *f)
         int irq = arch_pci_irq(f->bdf);
         disk->machine.has_interrupt = irq >= 0 && arch_irq_enable((unsigned)irq) == 0;
     }
-    if (vtr_pci_init(&disk->pci, &f->access, vectors) == 0) {
+    if (strstr(arch.command_line, "pci=window") &&
+        vtr_pci_window_init(&disk->pci, &f->access, vectors) == 0) {
+        disk->machine.transport = &disk->pci.vtr;
+        strcat(where, " window");
+    } else if (vtr_pci_init(&disk->pci, &f->access, vectors) == 0) {
         disk->machine.transport = &disk->pci.vtr;
     } else if (vtr_pci_legacy_init(&disk->pci_legacy, &f->access, vectors) == 0) {
         disk->machine.transport = &disk->pci_legacy.vtr;
