@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -191,7 +192,8 @@ int bed_queue_stop(struct bed *bed, unsigned index, uint32_t *base)
 
 int bed_open(struct bed *bed, const struct bed_options *options, struct error *err)
 {
-    struct hosted_options hosted = {.arena_bytes = BED_ARENA_BYTES, .regions = options->regions};
+    struct hosted_options hosted = {
+        .arena_bytes = BED_ARENA_BYTES, .bounce_bytes = 1u << 17, .regions = options->regions};
     unsigned queues = options->queues ? options->queues : 1;
     unsigned size = options->queue_size ? options->queue_size : 64;
     int code;
@@ -241,6 +243,32 @@ void bed_close(struct bed *bed)
     }
     hosted_destroy(bed->hosted);
     bed->hosted = NULL;
+}
+
+void bed_send_raw(struct bed *bed, const struct vhost_user_header *header, const void *payload,
+                  uint32_t bytes, const int *fds, unsigned nfds)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * 16)];
+    } control = {0};
+    struct iovec iov[2] = {{(void *)(uintptr_t)header, sizeof(*header)}, {(void *)(uintptr_t)payload, bytes}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+
+    if (nfds) {
+        struct cmsghdr *cmsg;
+
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
+        cmsg = CMSG_FIRSTHDR(&message);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(sizeof(int) * nfds);
+        memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * nfds);
+    }
+    if (sendmsg(bed->front.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        /* the peer has gone: that is seen when it is asked next */
+    }
 }
 
 /* ---- rings ---- */

@@ -73,6 +73,10 @@ int bed_queue_messages(struct bed *bed, unsigned index, uint32_t base);
 int bed_queue_enable(struct bed *bed, unsigned index, bool on);
 int bed_queue_stop(struct bed *bed, unsigned index, uint32_t *base); /* GET_VRING_BASE */
 
+/* A message as it stands in HEADER, with BYTES of payload whatever the header says; nothing is awaited. */
+void bed_send_raw(struct bed *bed, const struct vhost_user_header *header, const void *payload,
+                  uint32_t bytes, const int *fds, unsigned nfds);
+
 /* The machine's memory. */
 void *bed_alloc(struct bed *bed, size_t bytes);
 uint64_t bed_addr(const struct bed *bed, const void *mem);

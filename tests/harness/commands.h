@@ -9,6 +9,6 @@ int command_verify(const struct settings *settings);
 int command_bench(const struct settings *settings);
 int command_trace(const struct settings *settings);
 int command_conform(const struct settings *settings);
-
+int command_torture(const struct settings *settings);
 
 #endif

@@ -24,6 +24,8 @@ static const struct {
      (DRIVES & ~(unsigned)GROUP_JSON) | GROUP_TRACE, command_trace},
     {"conform", "judges the device: a row for each rule of the specification",
      GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_CONFORM, command_conform},
+    {"torture", "malformed messages, rings and requests; says what the device did",
+     GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_TORTURE, command_torture},
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))

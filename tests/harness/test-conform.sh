@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Our device before the judge and on the rack: every rule holds (or does not apply), every malformed message, ring and
+# request is lived through, nothing is left over. Also in a process of its own, and under the sanitizers.
+. "$(dirname "$0")/../lib.sh"
+
+judged() { # file: no rule failed, and enough rules applied
+    jq -r '.rules[] | select(.verdict == "FAIL") | "\(.section) \(.rule) [\(.ring)]: \(.why)"' "$1"
+    jq -e '.fail == 0 and .pass >= 60' "$1"
+}
+
+conform() {
+    timeout 300 "$@" --json >"$tmp/conform.json"
+    judged "$tmp/conform.json"
+}
+
+tortured() {
+    timeout 300 "$@" --json >"$tmp/torture.json" 2>"$tmp/torture.err"
+    local status=$?
+    jq -r '.rows[] | select(.lives | not) | "\(.case): \(.outcome); \(.why)"' "$tmp/torture.json"
+    jq '{cases, failed, not_run, leaked_descriptors}' "$tmp/torture.json"
+    grep -A 20 -E 'Sanitizer|runtime error' "$tmp/torture.err"
+    [ $status -eq 0 ] && jq -e '.cases >= 500 and .failed == 0 and .not_run == 0 and .leaked_descriptors == 0' "$tmp/torture.json"
+}
+
+qemu-img create -q -f qcow2 "$tmp/disk.qcow2" 64M
+ok "every rule holds on a raw image" conform "$bin/ringside" conform
+ok "every rule holds on a qcow2 image" conform "$bin/ringside" conform --blk-file="$tmp/disk.qcow2"
+ok "every rule holds on a read-only image" conform "$bin/ringside" conform --blk-file="$tmp/disk.qcow2" --read-only
+ok "every rule holds with blocks of 4096 bytes" conform "$bin/ringside" conform --logical-block-size=4096
+ok "the image is sound after it" qemu-img check -q "$tmp/disk.qcow2"
+ok "a disk that forgets is found out" sh -c "! timeout 60 '$bin/ringside' conform --format=null >'$tmp/null.log' && grep -q 'FAIL.*reads back' '$tmp/null.log'"
+ok "rules can be listed" sh -c "[ \$(timeout 10 '$bin/ringside' conform --list | wc -l) -ge 60 ]"
+ok "the device lives through torture" tortured "$bin/ringside" torture
+
+start device "$bin/ringside-blk" --socket-path="$tmp/device.sock" --blk-file="$tmp/disk.qcow2" --num-queues=2
+ok "ringside-blk serves" wait_for 10 test -S "$tmp/device.sock"
+ok "ringside-blk: every rule holds" conform "$bin/ringside" conform --device="$tmp/device.sock"
+ok "ringside-blk lives through torture" tortured "$bin/ringside" torture --device="$tmp/device.sock" --seed=77
+ok "ringside-blk: every rule still holds" conform "$bin/ringside" conform --device="$tmp/device.sock"
+stop device
+ok "ringside-blk ends well" test "$stopped" -eq 0
+
+for sanitizer in asan tsan; do
+    if [ -x "$RINGSIDE_BUILD/$sanitizer/bin/ringside" ]; then
+        ok "conform under $sanitizer" conform "$RINGSIDE_BUILD/$sanitizer/bin/ringside" conform
+        ok "torture under $sanitizer" tortured "$RINGSIDE_BUILD/$sanitizer/bin/ringside" torture ${long:+--rounds=3000}
+    else
+        skip "conform and torture under $sanitizer" "not built"
+    fi
+done
+
+if command -v qemu-storage-daemon >/dev/null; then
+    qemu-img create -q -f raw "$tmp/stranger.raw" 64M
+    start qsd qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=$tmp/stranger.raw" \
+        --export "vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$tmp/qsd.sock,writable=on,num-queues=2"
+    wait_for 20 test -S "$tmp/qsd.sock"
+    timeout 120 "$bin/ringside" conform --device="$tmp/qsd.sock" --json >"$tmp/qsd.json" 2>"$tmp/qsd.err"
+    ok "a stranger's device is judged to the end" jq -e '.pass >= 40 and (.rules | length) >= 60' "$tmp/qsd.json"
+    stop qsd
+else
+    skip "a stranger's device is judged to the end" "qemu-storage-daemon is not installed"
+fi
+done_testing
