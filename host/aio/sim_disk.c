@@ -250,7 +250,8 @@ static int64_t coroutine_fn do_flush(struct sim_file *file)
     take_time(disk, disk->options.flush_min_ns, disk->options.flush_max_ns);
     if (file->dead || fault(disk, disk->options.flush_error_ppm))
         return -EIO;
-    sim_store_flush(&file->inode->store, order);
+    if (!disk->options.flush_lies)
+        sim_store_flush(&file->inode->store, order);
     return 0;
 }
 

@@ -31,6 +31,7 @@ struct sim_disk_options {
     uint32_t no_space_ppm;      /* -ENOSPC, for writes that extend a file */
     uint32_t short_ppm;         /* does only some of the sectors */
     uint32_t no_zeroes_ppm;     /* write_zeroes and discard say -ENOTSUP */
+    bool flush_lies;            /* flushes succeed and do nothing: who tests with this disk must notice */
     uint32_t request_alignment; /* of direct files; 0: 512 */
 };
 
