@@ -384,6 +384,33 @@ void blk_drain_end(struct blk *blk)
     }
 }
 
+int coroutine_fn blk_co_inactivate(struct blk *blk)
+{
+    if (blk->node->inactive)
+        return 0;
+    blk_co_drain_begin(blk); /* until it is active again */
+    return node_co_inactivate(blk->node);
+}
+
+int coroutine_fn blk_co_activate(struct blk *blk, struct error *err)
+{
+    if (!blk->node->inactive)
+        return 0;
+    uint64_t before = node_length(blk->node);
+    int ret = node_co_activate(blk->node, err);
+    if (ret < 0)
+        return ret;
+    if (node_length(blk->node) != before && blk->on_resize)
+        blk->on_resize(blk->on_resize_opaque);
+    blk_drain_end(blk);
+    return 0;
+}
+
+bool blk_inactive(const struct blk *blk)
+{
+    return blk->node->inactive;
+}
+
 /* ---- the rest ---- */
 
 struct node *blk_node(struct blk *blk)
@@ -441,6 +468,8 @@ struct blk *blk_new(struct node *node)
         return NULL;
     memset(blk, 0, sizeof(*blk));
     blk->node = node;
+    if (node->inactive)
+        inflight_close_begin(&blk->inflight);
     return blk;
 }
 

@@ -74,6 +74,13 @@ void blk_drain_end(struct blk *blk);
 void blk_set_write_cache(struct blk *blk, bool on);
 bool blk_write_cache(const struct blk *blk);
 
+/* Migration on shared storage (node_co_inactivate, node_co_activate). While inactive, requests are parked as
+ * in a drain. A back end opened with open_options.inactive begins so; blk_length may be out of date until it
+ * is active. Coroutines; no effect when it is in that state already. */
+int coroutine_fn blk_co_inactivate(struct blk *blk);
+int coroutine_fn blk_co_activate(struct blk *blk, struct error *err);
+bool blk_inactive(const struct blk *blk);
+
 /* CALLBACK(OPAQUE) runs on the loop that called blk_co_resize, after the length changed. */
 void blk_on_resize(struct blk *blk, void (*callback)(void *opaque), void *opaque);
 int coroutine_fn blk_co_resize(struct blk *blk, uint64_t bytes, struct error *err);

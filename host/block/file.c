@@ -48,7 +48,7 @@ static int coroutine_fn file_co_open(struct node *node, const struct open_option
     ret = check_ancestors(host, options, err);
     if (ret < 0)
         goto fail;
-    if (!options->no_lock) {
+    if (!options->no_lock && !options->inactive) {
         ret = file_lock(host, options->read_only, options->force_share, err);
         if (ret < 0)
             goto fail;

@@ -59,3 +59,9 @@ int file_lock(struct host_file *host, bool read_only, bool force_share, struct e
     }
     return 0;
 }
+
+void file_unlock(struct host_file *host)
+{
+    host->ops->lock(host, F_UNLCK, USED_BASE, PERMISSION_COUNT);
+    host->ops->lock(host, F_UNLCK, FORBIDDEN_BASE, PERMISSION_COUNT);
+}

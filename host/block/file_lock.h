@@ -14,4 +14,7 @@
  * does not go with this. A file system without locks is used without. */
 int file_lock(struct host_file *host, bool read_only, bool force_share, struct error *err);
 
+/* Gives all of them up. */
+void file_unlock(struct host_file *host);
+
 #endif

@@ -36,6 +36,7 @@ static void node_free(struct node *node)
     if (node) {
         free(node->opaque);
         free(node->filename);
+        free(node->secret_file);
         free(node);
     }
 }
@@ -58,7 +59,21 @@ static struct node *node_alloc(const struct node_driver *driver, const char *fil
     return node;
 }
 
-static void limits_set_defaults(struct node_limits *limits)
+/* For node_co_activate: everything but names, which are of no use there. */
+static int node_keep_options(struct node *node, const struct open_options *options)
+{
+    node->options = *options;
+    node->options.format = node->options.backing_dir = node->options.snapshot = NULL;
+    node->options.log_writes = node->options.inject = node->options.secret_file = NULL;
+    node->options.ancestors = NULL;
+    node->options.inactive = false;
+    if (options->secret_file && !(node->secret_file = strdup(options->secret_file)))
+        return -ENOMEM;
+    node->options.secret_file = node->secret_file;
+    return 0;
+}
+
+void node_limits_complete(struct node_limits *limits)
 {
     if (limits->request_alignment == 0)
         limits->request_alignment = 1;
@@ -87,12 +102,13 @@ int coroutine_fn node_co_open_driver(const struct node_driver *driver, const cha
     protocol->unsafe = options->cache == CACHE_UNSAFE;
     protocol->grows = driver->is_protocol;
     protocol->depth = options->depth;
+    protocol->options = *options; /* its strings are not kept: only flags are looked at later */
     int ret = driver->co_open(protocol, options, err);
     if (ret < 0) {
         node_free(protocol);
         return ret;
     }
-    limits_set_defaults(&protocol->limits);
+    node_limits_complete(&protocol->limits);
     *node = protocol;
     return 0;
 }
@@ -141,10 +157,10 @@ int coroutine_fn node_co_close(struct node *node)
 {
     int first = 0;
     while (node && --node->refs == 0) {
-        int ret = node_co_flush(node);
+        int ret = node->inactive ? 0 : node_co_flush(node);
         if (first == 0)
             first = ret;
-        ret = node->driver->co_close ? node->driver->co_close(node) : 0;
+        ret = node->driver->co_close && !node->inactive ? node->driver->co_close(node) : 0;
         if (first == 0)
             first = ret;
         ret = node_co_close(node->data_file);
@@ -200,10 +216,19 @@ int coroutine_fn node_co_open_format(const struct node_driver *driver, struct no
     node->unsafe = options->cache == CACHE_UNSAFE;
     node->detect_zeroes = options->detect_zeroes != DETECT_ZEROES_OFF && options->depth == 0;
     node->detect_zeroes_unmap = options->detect_zeroes == DETECT_ZEROES_UNMAP && !options->ignore_discard;
+    ret = node_keep_options(node, options);
+    if (ret < 0)
+        goto fail;
+    if (options->inactive) /* what is still being written to is only looked at */
+        inner.read_only = node->read_only = true;
     ret = driver->co_open(node, &inner, err);
     if (ret < 0)
         goto fail;
-    limits_set_defaults(&node->limits);
+    if (options->inactive) {
+        node_co_inactivate(node);
+        node->read_only = options->read_only;
+    }
+    node_limits_complete(&node->limits);
     *out = node;
     return 0;
 
@@ -264,6 +289,7 @@ struct open_options open_options_below(const struct open_options *options)
     below.check_only = false;
     below.detect_zeroes = DETECT_ZEROES_OFF;
     below.log_writes = below.inject = NULL;
+    below.inactive = false;
     below.depth = options->depth + 1;
     return below;
 }
@@ -287,7 +313,11 @@ int coroutine_fn node_co_open_backing(struct node *parent, const char *name, con
 {
     struct open_options below = open_options_below(options);
     char *path = NULL;
-    *node = NULL;
+    *node = parent->kept_backing;
+    if (*node) {
+        (*node)->refs++;
+        return 0;
+    }
     if (below.depth > NODE_DEPTH_MAX)
         return error_set(err, -ELOOP, "'%s': more than %u backing files below each other", parent->filename,
                          NODE_DEPTH_MAX);
@@ -311,8 +341,13 @@ int coroutine_fn node_co_open_data_file(struct node *parent, const char *name,
 {
     struct open_options below = open_options_below(options);
     char *path = NULL;
-    *node = NULL;
+    *node = parent->kept_data_file;
+    if (*node) {
+        (*node)->refs++;
+        return 0;
+    }
     below.depth = options->depth;
+    below.inactive = options->inactive;
     int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = node_co_open_protocol(path, &below, node, err);

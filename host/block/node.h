@@ -62,6 +62,7 @@ struct open_options {
     bool check_only; /* open for `check`: tolerate what check is there to report */
     bool ignore_discard;
     bool no_lock, force_share;
+    bool inactive; /* somebody else still uses the image: no lock, no write, until node_co_activate */
     enum cache_mode cache;
     enum aio_kind aio;
     enum backing_policy backing;
@@ -146,6 +147,12 @@ struct node {
     bool unsafe;         /* flushes are dropped */
     int refs;            /* open children are shared; only on the thread that opens and closes */
 
+    /* Handing an image over to another process and back: activate.c */
+    bool inactive;
+    struct open_options options; /* as it was opened, without names */
+    char *secret_file;
+    struct node *kept_backing, *kept_data_file; /* while it is opened again */
+
     /* Generic I/O: io.c. Ordinary requests are only counted; while a serialising one is about, all are in the
      * list. */
     struct inflight inflight;
@@ -211,6 +218,16 @@ int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct no
 /* Drops a reference; the last one flushes and closes. Result: 0 or the first error of that. */
 int coroutine_fn node_co_close(struct node *node);
 
+/* Lets another process have the image (migration): writes everything out, forgets what was read, gives up the
+ * locks; the files stay open. No I/O is in flight, and none may come until node_co_activate. 0 or the first
+ * error of writing out, after which it is inactive all the same. */
+int coroutine_fn node_co_inactivate(struct node *node);
+
+/* Takes it back: locks it (waiting a little for the other to let go), and reads everything anew, the length
+ * included. No file is opened, except that of the passphrase if there is one. On an error it stays
+ * inactive. */
+int coroutine_fn node_co_activate(struct node *node, struct error *err);
+
 /* Guesses the format of what is in PROTOCOL: "qcow2" by its magic, else "raw". Reads at most one sector;
  * opens nothing else. */
 int coroutine_fn node_co_probe(struct node *protocol, const char **format);
@@ -234,6 +251,8 @@ static inline uint64_t node_length(const struct node *node) /* any thread */
  * node. */
 void node_set_length(struct node *node, uint64_t bytes);
 void node_grow_length(struct node *node, uint64_t bytes);
+/* Puts the defaults where a driver left limits at 0. For those who call a driver's co_open. */
+void node_limits_complete(struct node_limits *limits);
 
 int coroutine_fn node_co_preadv(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg,
                                 unsigned flags);

@@ -9,6 +9,7 @@
  *
  *   write OFF LEN BYTE [fua]   read OFF LEN BYTE (compares)   zero OFF LEN [unmap]   discard OFF LEN
  *   text OFF STRING            flush    resize LEN    length    sleep MS    status    clear (injected errors)
+ *   inactivate    activate     wait FILE (until it is there)
  *
  * Prints a line for each command: the command, and "ok", or what was read otherwise, or the error's name.
  * Exit status 0 if all were ok, 1 if not, 2 if the image could not be opened.
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "host/block/inject.h"
 #include "host/block/node.h"
@@ -42,6 +44,7 @@ static int set_option(const char *key, const char *value)
     } flags[] = {{"read_only", &options.read_only},
                  {"force_share", &options.force_share},
                  {"no_lock", &options.no_lock},
+                 {"inactive", &options.inactive},
                  {"ignore_discard", &options.ignore_discard}};
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
         if (strcmp(key, flags[i].name) == 0) {
@@ -120,6 +123,19 @@ static int coroutine_fn do_command(struct node *node, char **words)
         return node_co_flush(node);
     if (strcmp(name, "status") == 0)
         return print_status(node);
+    if (strcmp(name, "inactivate") == 0)
+        return node_co_inactivate(node);
+    if (strcmp(name, "activate") == 0) {
+        int ret = node_co_activate(node, &err);
+        if (ret < 0)
+            printf("%s: ", err.text);
+        return ret;
+    }
+    if (strcmp(name, "wait") == 0) {
+        for (unsigned i = 0; i < 1000 && access(words[1], F_OK) < 0; i++)
+            co_sleep_ns(10000000);
+        return access(words[1], F_OK) < 0 ? -ETIMEDOUT : 0;
+    }
     if (strcmp(name, "clear") == 0) {
         inject_clear(node);
         return 0;
