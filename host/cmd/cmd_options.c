@@ -104,6 +104,9 @@ int cmd_option_set(const struct cmd_option_table *table, const char *name, const
     if (!o->argument && value)
         return error_set(err, -EINVAL, "--%s=%s: takes no argument", name, value);
 
+    if (!value && o->kind != CMD_FLAG && o->kind != CMD_STRING && o->kind != CMD_CALL)
+        return error_set(err, -EINVAL, "--%s: a value is missing", name);
+
     char *to = (char *)table->values + o->offset;
     switch (o->kind) {
     case CMD_FLAG:
@@ -202,7 +205,7 @@ int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tabl
         int c = getopt_long(argc, argv, ":", all, &at);
         if (c == -1)
             break;
-        if (c == ':') {
+        if (c == ':' && optopt >= 1000 && optopt < 1000 + count) {
             const struct option *o = &all[optopt - 1000];
             return cmd_option_set(home[o - all], o->name, NULL, err);
         }
@@ -214,6 +217,8 @@ int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tabl
             const char *bad = optind > 0 && optind <= argc ? argv[optind - 1] : argv[word];
             return unknown_option(bad, tables, err);
         }
+        if (c < 1000 || c >= 1000 + count)
+            continue;
         int ret = cmd_option_set(home[c - 1000], all[c - 1000].name, optarg, err);
         if (ret < 0)
             return ret;
