@@ -7,6 +7,7 @@
 #   make lint       format, include directions, static analysis
 #   make bench      side by side with qemu-storage-daemon and fio
 #   make format     lets clang-format rewrite the sources
+#   make install    into PREFIX (/usr/local); DESTDIR for packagers
 #
 # Variables: BUILD=dir  CC=gcc|clang  SAN=address,undefined|thread  CO=asm|ucontext  V=1 (show commands)
 
@@ -111,5 +112,18 @@ clean:
 
 packages:
 	@.ci/packages build qemu check
+
+# Programs, manual page, the descriptor that management programs look for, units for systemd
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SHARE    = $(DESTDIR)$(PREFIX)/share
+UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
+install: host
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(DESTDIR)/usr/share/qemu/vhost-user $(UNITS)
+	install $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(wildcard docs/*.1) $(SHARE)/man/man1
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/50-ringside-blk.json >$(DESTDIR)/usr/share/qemu/vhost-user/50-ringside-blk.json
+	for u in service socket; do \
+	    sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/systemd/ringside-blk@.$$u >$(UNITS)/ringside-blk@.$$u || exit 1; done
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

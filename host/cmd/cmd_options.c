@@ -240,16 +240,15 @@ void cmd_options_help(FILE *out, const struct cmd_option_table *tables)
                 n = 0;
             }
             /* The text, wrapped at words into the right column. */
-            int column = n;
-            fprintf(out, "%*s", COLUMN - column, "");
-            column = COLUMN;
+            fprintf(out, "%*s", COLUMN - n, "");
+            int column = COLUMN;
             for (const char *p = o->help; *p;) {
                 int len = (int)strcspn(p, " ");
                 if (column + len > WIDTH && column > COLUMN) {
                     fprintf(out, "\n%*s", COLUMN, "");
                     column = COLUMN;
                 }
-                column += fprintf(out, "%.*s ", len, p);
+                column += fprintf(out, "%s%.*s", column > COLUMN ? " " : "", len, p);
                 p += len;
                 p += *p == ' ';
             }

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# The command line of ringside-blk: what a user types wrong, what is in the way, how it starts and how it ends.
+. "$(dirname "$0")/../lib.sh"
+top=$(cd "$(dirname "$0")/../.." && pwd)
+blk=$bin/ringside-blk
+image=$tmp/disk.raw sock=$tmp/sock
+truncate -s 4M "$image"
+
+# The command ends with STATUS, says one line on stderr that begins with the program's name and has TEXT in it,
+# and nothing on stdout.
+says() { # status, text, argument...
+    local status=$1 text=$2 got
+    shift 2
+    timeout 20 "$blk" "$@" >"$tmp/out" 2>"$tmp/err"
+    got=$?
+    cat "$tmp/err"
+    [ $got -eq "$status" ] || { echo "status $got, not $status"; return 1; }
+    [ ! -s "$tmp/out" ] || { echo "words on stdout"; return 1; }
+    [ "$(wc -l <"$tmp/err")" = 1 ] || { echo "not one line"; return 1; }
+    grep -q '^ringside-blk: ' "$tmp/err" && grep -qF -- "$text" "$tmp/err"
+}
+
+up() { test -S "${1:-$sock}"; }
+gone() { ! test -e "${1:-$sock}"; }
+
+# A front end's first question: connects, asks GET_FEATURES, waits for the answer, leaves.
+asks() {
+    python3 - "$1" <<'PY'
+import socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(10)
+s.connect(sys.argv[1])
+s.send(struct.pack("<III", 1, 1, 0))
+r = s.recv(20)
+sys.exit(0 if len(r) == 20 and struct.unpack("<IIIQ", r)[0:3] == (1, 5, 8) else 1)
+PY
+}
+
+control() { # socket, request
+    python3 - "$1" "$2" <<'PY'
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(10)
+s.connect(sys.argv[1])
+s.send(sys.argv[2].encode() + b"\n")
+print(s.makefile().readline(), end="")
+PY
+}
+
+# --- what is typed wrong: status 2
+ok "no argument: asks where the front end is" says 2 "add --socket-path=PATH or --fd=N"
+ok "no image" says 2 "no image given" --socket-path="$sock"
+ok "a typing mistake is told with the right word" says 2 "did you mean --blk-file?" --blk-fiel=x
+ok "an unknown option" says 2 "--colour: no such option" --colour=red
+ok "an option without its argument" says 2 "PATH is missing" --socket-path
+ok "a flag with an argument" says 2 "--read-only: takes no argument" --read-only=yes
+ok "on or off" says 2 "neither on nor off" --request-merging=maybe
+ok "a choice that there is not" says 2 "choose one of" --cache=writethrough "$image"
+ok "an unknown format" says 2 "choose one of qcow2, raw, null" --format=vmdk "$image"
+ok "too many queues" says 2 "--num-queues=65" --num-queues=65 "$image"
+ok "no queues" says 2 "not between 1 and 64" --num-queues=0 "$image"
+ok "a number that is none" says 2 "not a number" --num-queues=2x "$image"
+ok "a number that does not fit" says 2 "not a number" --num-queues=99999999999999999999 "$image"
+ok "a queue size that is no power of two" says 2 "not a power of two" --queue-size=100 "$image"
+ok "a block size that is no power of two" says 2 "not a power of two" --logical-block-size=1000 "$image"
+ok "a physical block smaller than the logical one" says 2 "smaller than the logical one" \
+    --socket-path="$sock" --logical-block-size=4096 --physical-block-size=512 "$image"
+ok "a serial that is too long" says 2 "longer than 20 bytes" --serial=123456789012345678901 "$image"
+ok "throttling that makes no sense" says 2 "--throttle=speed=1" --throttle=speed=1 "$image"
+ok "two images" says 2 "there is an image already" --socket-path="$sock" --blk-file="$image" "$image"
+ok "one image too many" says 2 "one image too many" --socket-path="$sock" "$image" "$image"
+ok "socket-path and fd exclude each other" says 2 "exclude each other" --socket-path="$sock" --fd=3 "$image"
+ok "null without a size" says 2 "--size=BYTES" --socket-path="$sock" --format=null
+ok "null with a file" says 2 "needs no file" --socket-path="$sock" --format=null --size=1M "$image"
+ok "a size for a file" says 2 "only a null image" --socket-path="$sock" --size=1M "$image"
+
+# --- what is in the way: status 1
+ok "an image that is not there" says 1 "$tmp/none" --socket-path="$sock" "$tmp/none"
+ok "a directory for an image" says 1 "$tmp" --socket-path="$sock" "$tmp"
+printf 'QFI\373\0\0\0\003' >"$tmp/short.qcow2"
+ok "an image that is cut short" says 1 "$tmp/short.qcow2" --socket-path="$sock" "$tmp/short.qcow2"
+ok "a socket's path that is too long" says 1 "at most 107 characters" \
+    --socket-path="$tmp/$(printf 'x%.0s' {1..120})" "$image"
+ok "a socket in a directory that is not there" says 1 "$tmp/none/s" --socket-path="$tmp/none/s" "$image"
+touch "$tmp/file"
+ok "a file where the socket should be" says 1 "is not a socket" --socket-path="$tmp/file" "$image"
+ok "and the file is left alone" test -f "$tmp/file"
+ok "a descriptor that is not open" says 1 "descriptor 77" --fd=77 "$image"
+ok "a descriptor that is no socket" says 1 "is not a Unix stream socket" --fd=0 "$image"
+ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$sock" --trace="$tmp/none/trace" "$image"
+
+# --- what it says about itself
+ok "--print-capabilities is JSON with type block, whatever else is given" sh -c \
+    "'$blk' --nonsense --print-capabilities | jq -e '.type == \"block\" and (.features | index(\"blk-file\")) and (.features | index(\"read-only\"))'"
+ok "--help ends with 0" sh -c "'$blk' --help | grep -q -- --socket-path"
+ok "--version ends with 0" sh -c "'$blk' --version | grep -q '^ringside-blk [0-9]'"
+options() { "$blk" --help | sed -n 's/^  --\([a-z-]*\).*/\1/p' | sort; }
+ok "the manual page has every option of --help, and no other" sh -c "
+    sed -n 's/^\\.BR* \"*\\\\-\\\\-\\([a-z\\\\-]*\\).*/\\1/p' '$top/docs/ringside-blk.1' | tr -d '\\\\' | sort >'$tmp/manual'
+    '$blk' --help | sed -n 's/^  --\\([a-z-]*\\).*/\\1/p' | sort | diff - '$tmp/manual'"
+ok "the manual page has every command of the control socket" sh -c "
+    for c in help stats resize drain flush throttle resume trace inject mark quit; do
+        grep -q \"^\\.B \$c\" '$top/docs/ringside-blk.1' || { echo \$c; exit 1; }
+    done"
+ok "the descriptor for /usr/share/qemu/vhost-user is JSON with a binary" \
+    jq -e '.type == "block" and .binary and .description' "$top/docs/50-ringside-blk.json"
+
+# --- how it runs
+start one "$blk" --socket-path="$sock" --control="$tmp/control" "$image"
+ok "the socket is made" wait_for 10 up
+ok "a front end is answered" asks "$sock"
+ok "and the next one" asks "$sock"
+ok "a taken socket gets one sentence" says 1 "taken by a running program" --socket-path="$sock" --format=null --size=1M
+ok "the image is locked against a second one" says 1 "$image" --socket-path="$tmp/other" "$image"
+ok "it has no new privileges and a filter of system calls" sh -c "
+    grep -q '^NoNewPrivs:.1' /proc/${started[one]}/status && grep -q '^Seccomp:.2' /proc/${started[one]}/status &&
+    ! grep -L '^Seccomp:.2' /proc/${started[one]}/task/*/status | grep ."
+ok "stats are JSON" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"stats\",\"id\":1}' |
+    jq -e '.id == 1 and .return.connection.connections >= 2 and .return.device.capacity == 4194304'"
+ok "resize is done and told" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"8M\"}' |
+    jq -e '.return.capacity == 8388608'"
+ok "the file has the new size" test "$(stat -c %s "$image")" = 8388608
+ok "a command that there is not gets an error" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"jump\"}' |
+    jq -e '.error | test(\"no such command\")'"
+ok "a line that is no JSON gets an error" sh -c "$(declare -f control); control '$tmp/control' 'what' | jq -e .error"
+stop one
+ok "SIGTERM ends it with 0" test "$stopped" = 0
+ok "its sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/control'"
+ok "it had nothing to complain about" test ! -s "$tmp/one.log"
+
+start two "$blk" --socket-path="$sock" --control="$tmp/control" --blk-file="$image" --sandbox=off
+wait_for 10 up "$tmp/control"
+ok "quit is answered" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"quit\"}' | jq -e .return"
+wait "${started[two]}"
+ok "quit ends it with 0" test $? = 0
+unset 'started[two]'
+
+start three "$blk" --socket-path="$sock" "$image"
+wait_for 10 up
+stop three KILL
+ok "after a kill the socket is left over" up
+start four "$blk" --socket-path="$sock" --once "$image"
+ok "which does not hinder the next" wait_for 10 asks "$sock"
+wait "${started[four]}"
+ok "--once ends with its front end" test $? = 0
+unset 'started[four]'
+
+start five "$blk" --socket-path="$sock" --format=null --size=1G --num-queues=64 --iothreads=4 --queue-size=32768
+ok "null, 64 queues on 4 threads" wait_for 10 asks "$sock"
+stop five INT
+ok "SIGINT ends it with 0" test "$stopped" = 0
+
+# A listening descriptor (socket activation), and a connected one.
+ok "--fd with a listening socket, then a connected one" timeout 60 python3 - "$blk" "$image" <<'PY'
+import os, signal, socket, struct, subprocess, sys, tempfile
+blk, image = sys.argv[1:]
+def ask(s):
+    s.settimeout(10)
+    s.send(struct.pack("<III", 1, 1, 0))
+    assert len(s.recv(20)) == 20
+with tempfile.TemporaryDirectory() as d:
+    l = socket.socket(socket.AF_UNIX)
+    l.bind(d + "/s")
+    l.listen()
+    p = subprocess.Popen([blk, "--fd=%d" % l.fileno(), image], pass_fds=[l.fileno()])
+    for _ in range(3):
+        c = socket.socket(socket.AF_UNIX)
+        c.connect(d + "/s")
+        ask(c)
+        c.close()
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(20) == 0
+    assert os.path.exists(d + "/s"), "a socket that was handed over is not removed"
+a, b = socket.socketpair(socket.AF_UNIX)
+p = subprocess.Popen([blk, "--fd=%d" % b.fileno(), image], pass_fds=[b.fileno()])
+b.close()
+ask(a)
+a.close()
+assert p.wait(20) == 0, "ends with the one front end that it was given"
+PY
+done_testing
