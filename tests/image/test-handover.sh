@@ -14,24 +14,24 @@ for format in qcow2 raw; do
     else
         cp base.img disk.img
     fi
-    start source "$io" format=$format disk.img 'write 0 64k 1' 'wait go1' 'write 1M 64k 2' 'discard 0 64k' 'write 2M 100 3' inactivate \
+    start source-$format "$io" format=$format disk.img 'write 0 64k 1' 'wait go1' 'write 1M 64k 2' 'discard 0 64k' 'write 2M 100 3' inactivate \
         'wait go2' activate 'read 1M 64k 2' 'read 3M 64k 4' 'resize 5M' 'write 4M 512 9' flush
-    wait_for 10 grep -q 'write 0' source.log
+    wait_for 10 grep -q 'write 0' source-$format.log
     ok_not "$format: a second writer is refused while the first has it" "$io" format=$format disk.img length
-    start target "$io" format=$format inactive=1 disk.img length 'wait go3' activate 'read 1M 64k 2' 'read 2M 100 3' 'read 3500k 64k 0x11' \
+    start target-$format "$io" format=$format inactive=1 disk.img length 'wait go3' activate 'read 1M 64k 2' 'read 2M 100 3' 'read 3500k 64k 0x11' \
         'write 3M 64k 4' inactivate
-    ok "$format: but it opens inactive" wait_for 10 grep -q 'length: 4194304 ok' target.log
+    ok "$format: but it opens inactive" wait_for 10 grep -q 'length: 4194304 ok' target-$format.log
     touch go1
-    ok "$format: the source lets go" wait_for 10 grep -q 'inactivate: ok' source.log
+    ok "$format: the source lets go" wait_for 10 grep -q 'inactivate: ok' source-$format.log
     ok "$format: nobody holds a lock then" bash -c "! grep OFDLCK /proc/locks | grep -q ':$(stat -c %i disk.img) '"
     [ $format = qcow2 ] && ok "... and QEMU finds the image in order" qemu-img check disk.img
     touch go3
-    ok "$format: the target sees what the source wrote, and writes" wait_for 10 grep -q 'inactivate: ok' target.log
-    ok_not "$format: ... without errors" grep -E 'E[A-Z]+$' target.log
+    ok "$format: the target sees what the source wrote, and writes" wait_for 10 grep -q 'inactivate: ok' target-$format.log
+    ok_not "$format: ... without errors" grep -E 'E[A-Z]+$' target-$format.log
     touch go2
-    ok "$format: and back" wait_for 10 grep -q 'flush: ok' source.log
-    ok_not "$format: ... without errors" grep -E 'E[A-Z]+$' source.log
-    for name in source target; do
+    ok "$format: and back" wait_for 10 grep -q 'flush: ok' source-$format.log
+    ok_not "$format: ... without errors" grep -E 'E[A-Z]+$' source-$format.log
+    for name in source-$format target-$format; do
         wait "${started[$name]}"
         unset "started[$name]"
     done
