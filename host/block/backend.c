@@ -27,6 +27,8 @@ struct blk_loop {
     struct blk_request *parked, **parked_end;
     uint64_t parked_count; /* read by others */
     struct loop_bh unpark_bh;
+    struct loop_deferred turn_end;
+    uint64_t now_ns; /* read once a turn of the loop; 0: not yet */
     struct loop_timer retry;
     struct blk_op_stats stats[BLK_OP_COUNT]; /* written here only; read by others */
 };
@@ -71,10 +73,25 @@ static inline uint64_t counted(const uint64_t *counter)
     return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
+static void turn_end(void *opaque)
+{
+    ((struct blk_loop *)opaque)->now_ns = 0;
+}
+
+/* The time, as of the first request of this turn: what a turn handles has come or gone together. */
+static inline uint64_t turn_now_ns(struct blk_loop *bl)
+{
+    if (bl->now_ns == 0) {
+        bl->now_ns = world_now_ns();
+        loop_defer(bl->loop, &bl->turn_end);
+    }
+    return bl->now_ns;
+}
+
 static void account(struct blk_loop *bl, const struct blk_request *request, int result)
 {
     struct blk_op_stats *stats = &bl->stats[request->op];
-    uint64_t ns = world_now_ns() - request->start_ns;
+    uint64_t ns = turn_now_ns(bl) - request->start_ns;
     count(&stats->total_ns, ns);
     count(&stats->latency[blk_latency_bucket(ns)], 1);
     if (ns > stats->max_ns)
@@ -136,6 +153,7 @@ static __attribute__((noinline)) struct blk_loop *make_loop(struct blk *blk, str
     bl->slot = &blk->inflight.slot[index];
     bl->parked_end = &bl->parked;
     bl->unpark_bh = (struct loop_bh){.fn = unpark, .opaque = bl, .loop = loop};
+    bl->turn_end = (struct loop_deferred){.fn = turn_end, .opaque = bl};
     bl->retry = (struct loop_timer){.fire = unpark, .opaque = bl};
     /* Release: pairs with the acquire of those who read other loops' parts. */
     __atomic_store_n(&blk->loops[index], bl, __ATOMIC_RELEASE);
@@ -273,11 +291,11 @@ static inline void submit(struct blk *blk, struct blk_request *request, enum blk
     request->iov = iov;
     request->niov = niov;
     request->flags = flags;
-    request->start_ns = world_now_ns();
     if (__builtin_expect(!bl, 0)) {
         request->complete(request, -ENOMEM);
         return;
     }
+    request->start_ns = turn_now_ns(bl);
     /* Requests that wait for a coroutine are older. */
     if (__builtin_expect(bl->parked != NULL, 0) || !inflight_enter(&blk->inflight, bl->slot)) {
         park_while_closed(bl, request);
@@ -526,6 +544,8 @@ int blk_close(struct blk *blk)
         if (blk->loops[i] && blk->loops[i]->loop == loop_current()) {
             loop_timer_cancel(&blk->loops[i]->retry);
             loop_bh_cancel(&blk->loops[i]->unpark_bh);
+            while (blk->loops[i]->turn_end.queued)
+                loop_turn(loop_current(), false);
         }
         free(blk->loops[i]);
     }

@@ -3,8 +3,9 @@
  * and serialising, padding to the driver's alignment, bounce buffers, splitting by its limits, zeroes and
  * discards. (Flushes that share are in flush.c, in-flight accounting in inflight.h.)
  *
- * Tracking. Two requests conflict only if they overlap and at least one of them is serialising. Only a
- * read-modify-write and NODE_IO_SERIALISING make one, so as a rule there is none: then a request is counted
+ * Tracking, on nodes that have blocks. Two requests conflict only if they overlap and at least one of them is
+ * serialising. Only a read-modify-write and NODE_IO_SERIALISING make one, so as a rule there is none: then a
+ * request is counted
  * in node->inflight, and that is all, without a lock. A serialising request closes that gate, waits until
  * all that was counted is over, and from then on until it ends every request goes on the list
  * node->tracked. The list is in order of arrival and one waits only for older ones: there is no cycle.
@@ -33,6 +34,12 @@ struct tracked_request {
     struct tracked_request *next; /* younger */
     struct co_queue waiters;
 };
+
+/* Only blocks make read-modify-write necessary; a node without them leaves tracking to the one below it. */
+static inline bool node_has_blocks(const struct node *node)
+{
+    return node->limits.request_alignment > 1;
+}
 
 /* The oldest request before SELF in the list that conflicts with it. Under the guard. */
 static struct tracked_request *tracked_conflict(struct node *node, const struct tracked_request *self)
@@ -70,6 +77,8 @@ static inline void coroutine_fn tracked_begin(struct node *node, struct tracked_
     self->end = end;
     self->serialising = serialising;
     self->slot = inflight_slot(&node->inflight);
+    if (!node_has_blocks(node))
+        return;
     if (!serialising && inflight_enter(&node->inflight, self->slot)) {
         self->counted = true;
         return;
@@ -96,6 +105,8 @@ static inline void tracked_end(struct node *node, struct tracked_request *self, 
 {
     if (wrote)
         inflight_wrote(self->slot);
+    if (!node_has_blocks(node))
+        return;
     if (self->counted)
         inflight_leave(&node->inflight, self->slot);
     else

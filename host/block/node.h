@@ -25,11 +25,12 @@
 struct node;
 
 /* Flags of requests */
-#define NODE_IO_FUA         1u  /* write, write_zeroes: durable before it completes */
-#define NODE_IO_MAY_UNMAP   2u  /* write_zeroes: may deallocate */
-#define NODE_IO_NO_FALLBACK 4u  /* write_zeroes: -ENOTSUP rather than writing zeroes from a buffer */
-#define NODE_IO_SERIALISING 8u  /* nothing that overlaps runs at the same time */
-#define NODE_IO_COMPRESSED  16u /* write: whole clusters, stored compressed (ringside-img convert -c) */
+#define NODE_IO_FUA         1u /* write, write_zeroes: durable before it completes */
+#define NODE_IO_MAY_UNMAP   2u /* write_zeroes: may deallocate */
+#define NODE_IO_NO_FALLBACK 4u /* write_zeroes: -ENOTSUP rather than writing zeroes from a buffer */
+#define NODE_IO_SERIALISING \
+    8u /* on a node with request_alignment > 1: nothing that overlaps runs meanwhile */
+#define NODE_IO_COMPRESSED 16u /* write: whole clusters, stored compressed (ringside-img convert -c) */
 
 /* What node_co_block_status says of a range */
 #define NODE_STATUS_DATA       1u /* reading it needs the disk */
