@@ -1,46 +1,403 @@
 /*
- * Bitmaps: dropped at the first write so far.
+ * Persistent dirty bitmaps (checklist K).
+ *
+ * Before the first write every bitmap that has to follow the disk (auto, consistent) is read into memory and
+ * marked in_use in the file; writes set bits in memory; a clean close writes data and tables, and takes the
+ * mark away last. What cannot be followed (too large for memory, unreadable) stays marked: so the next one
+ * knows that it is not to be believed.
+ *
+ * What always holds: while the autoclear bit is set and a bitmap is not in_use, it is right. Bitmaps that
+ * nobody asks us to follow, and those that somebody else left in_use, are kept as they are.
  */
+#include "host/qcow2/bitmap.h"
+
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "host/qcow2/bitmap.h"
+#define BITMAPS_MEMORY_MAX (32ull << 20) /* bits of all bitmaps together, in bytes */
+
+struct bitmap {
+    char *name;
+    uint64_t entry_offset; /* of the directory entry, in the file */
+    uint64_t table_offset;
+    uint32_t table_entries, flags;
+    uint8_t granularity_bits;
+    uint8_t *bits; /* followed: one bit a granule; NULL: not */
+    uint64_t nb_bytes;
+};
+
+struct qcow2_bitmaps {
+    struct bitmap *list;
+    unsigned count;
+    uint64_t directory_offset, directory_bytes;
+    bool followed; /* atomic: bits are kept */
+};
+
+static uint64_t bytes_needed(const struct qcow2 *s, unsigned granularity_bits)
+{
+    uint64_t granules = (s->size >> granularity_bits) + ((s->size & ((1ull << granularity_bits) - 1)) != 0);
+    return (granules + 7) / 8;
+}
+
+/* One directory entry at AT, with LEFT bytes to the directory's end; *STEP is its length. K4 */
+static int parse_entry(const struct qcow2 *s, struct bitmap *bitmap, const uint8_t *at, uint64_t left,
+                       uint64_t *step, struct error *err)
+{
+    struct qcow2_bitmap_header h;
+    unsigned long long where = bitmap->entry_offset;
+    if (left < sizeof(h))
+        return error_set(err, -EINVAL, "bitmap directory entry at byte %llu goes beyond the directory",
+                         where);
+    memcpy(&h, at, sizeof(h));
+    uint32_t extra = be32_get(h.extra_data_size), name = be16_get(h.name_size), flags = be32_get(h.flags);
+    uint64_t bytes = sizeof(h) + (uint64_t)extra + name;
+    if (bytes > left)
+        return error_set(err, -EINVAL, "bitmap directory entry at byte %llu goes beyond the directory",
+                         where);
+    bitmap->table_offset = be64_get(h.table_offset);
+    bitmap->table_entries = be32_get(h.table_size);
+    bitmap->flags = flags;
+    bitmap->granularity_bits = h.granularity_bits;
+    const struct {
+        bool bad;
+        const char *field;
+        unsigned long long value;
+    } rules[] = {
+        {name == 0 || name > 1023, "name_size", name},
+        {h.granularity_bits < 9 || h.granularity_bits > 31, "granularity_bits", h.granularity_bits},
+        {flags & ~(QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO | QCOW2_BITMAP_EXTRA_DATA_COMPATIBLE), "flags",
+         flags},
+        {h.type != QCOW2_BITMAP_TYPE_DIRTY, "type", h.type},
+        {extra && !(flags & QCOW2_BITMAP_EXTRA_DATA_COMPATIBLE), "extra_data_size", extra},
+        {bitmap->table_offset & (s->cluster_bytes - 1), "bitmap_table_offset", bitmap->table_offset},
+    };
+    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+        if (rules[i].bad)
+            return error_set(err, -EINVAL,
+                             "bitmap directory entry at byte %llu: %s is %llu, which is not possible", where,
+                             rules[i].field, rules[i].value);
+    }
+    bitmap->nb_bytes = bytes_needed(s, h.granularity_bits);
+    uint64_t needed = (bitmap->nb_bytes + s->cluster_bytes - 1) >> s->cluster_bits;
+    uint64_t table_bytes = (uint64_t)bitmap->table_entries * 8;
+    if (bitmap->table_entries != needed && !(flags & QCOW2_BITMAP_IN_USE))
+        return error_set(err, -EINVAL,
+                         "bitmap directory entry at byte %llu: bitmap_table_size is %u, %llu are needed",
+                         where, bitmap->table_entries, (unsigned long long)needed);
+    if (bitmap->table_offset > s->file_bytes ||
+        table_bytes > qcow2_cluster_up(s, s->file_bytes) - bitmap->table_offset)
+        return error_set(
+            err, -EINVAL,
+            "bitmap directory entry at byte %llu: bitmap_table_offset is %llu, beyond the file's end", where,
+            (unsigned long long)bitmap->table_offset);
+    bitmap->name = strndup((const char *)at + sizeof(h) + extra, name);
+    *step = (bytes + 7) & ~7ull;
+    return bitmap->name ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+static int coroutine_fn co_read_directory(struct qcow2 *s, struct qcow2_bitmaps *b, unsigned count,
+                                          struct error *err)
+{
+    uint8_t *directory = node_buffer(s->node->file, b->directory_bytes);
+    b->list = calloc(count, sizeof(*b->list));
+    int ret = directory && b->list
+                  ? node_co_pread(s->node->file, b->directory_offset, directory, b->directory_bytes)
+                  : -ENOMEM;
+    if (ret < 0)
+        error_set(err, ret, "reading the bitmap directory: %s", strerror(-ret));
+    uint64_t at = 0, step = 0;
+    while (ret == 0 && b->count < count) {
+        struct bitmap *bitmap = &b->list[b->count];
+        bitmap->entry_offset = b->directory_offset + at;
+        ret = parse_entry(s, bitmap, directory + at, b->directory_bytes - at, &step, err);
+        if (ret == 0) {
+            at += min_u64(step, b->directory_bytes - at);
+            b->count++;
+        }
+    }
+    if (ret == 0 && at != b->directory_bytes)
+        ret = error_set(err, -EINVAL, "bitmap_directory_size is %llu, but its %u entries have %llu bytes",
+                        (unsigned long long)b->directory_bytes, count, (unsigned long long)at);
+    free(directory);
+    return ret;
+}
+
+static int coroutine_fn co_open(struct qcow2 *s, const struct qcow2_ext *ext, struct error *err)
+{
+    struct qcow2_bitmaps_extension h;
+    if (ext->length != sizeof(h))
+        return error_set(err, -EINVAL, "header extension bitmaps has length %u, 24 is right", ext->length);
+    memcpy(&h, ext->data, sizeof(h));
+    uint32_t count = be32_get(h.nb_bitmaps);
+    uint64_t bytes = be64_get(h.directory_size), offset = be64_get(h.directory_offset);
+    const struct {
+        bool bad;
+        const char *field;
+        unsigned long long value;
+    } rules[] = {
+        {be32_get(h.reserved) != 0, "reserved", be32_get(h.reserved)},
+        {count == 0 || count > QCOW2_MAX_BITMAPS, "nb_bitmaps", count},
+        {bytes == 0 || bytes > QCOW2_MAX_BITMAP_DIR_BYTES, "bitmap_directory_size", bytes},
+        {count > bytes / sizeof(struct qcow2_bitmap_header), "nb_bitmaps", count},
+        {offset & (s->cluster_bytes - 1), "bitmap_directory_offset", offset},
+        {offset < s->cluster_bytes || offset > s->file_bytes || bytes > s->file_bytes - offset,
+         "bitmap_directory_offset", offset},
+    };
+    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+        if (rules[i].bad)
+            return error_set(err, -EINVAL, "header extension bitmaps: %s is %llu, which is not possible",
+                             rules[i].field, rules[i].value);
+    }
+    struct qcow2_bitmaps *b = calloc(1, sizeof(*b));
+    if (!b)
+        return error_set(err, -ENOMEM, "out of memory");
+    s->bitmaps = b;
+    b->directory_offset = offset;
+    b->directory_bytes = bytes;
+    int ret = co_read_directory(s, b, count, err);
+    if (ret == 0 && qcow2_overlap_add(s, offset, bytes, QCOW2_OL_BITMAP_DIRECTORY) < 0)
+        ret = error_set(err, -ENOMEM, "out of memory");
+    return ret;
+}
 
 int coroutine_fn qcow2_bitmaps_co_open(struct qcow2 *s, struct error *err)
 {
-    return 0;
-}
-int coroutine_fn qcow2_bitmaps_co_prepare_write(struct qcow2 *s, uint64_t *autoclear)
-{
-    *autoclear &= ~QCOW2_AUTOCLEAR_BITMAPS;
-    return 0;
-}
-void qcow2_bitmaps_mark(struct qcow2 *s, uint64_t offset, uint64_t bytes)
-{
-}
-int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s)
-{
-    return 0;
-}
-unsigned qcow2_bitmaps_count(const struct qcow2 *s)
-{
-    return 0;
-}
-void qcow2_bitmaps_free(struct qcow2 *s)
-{
+    const struct qcow2_ext *ext = qcow2_find_ext(s, QCOW2_EXT_BITMAPS);
+    /* K2: without the autoclear bit they are stale, and none of our business. */
+    if (!ext || !(s->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
+        return 0;
+    int ret = co_open(s, ext, err);
+    if (ret < 0 && s->check_only) {
+        /* What check is there to report. */
+        qcow2_bitmaps_free(s);
+        s->bitmaps_error = ret;
+        return 0;
+    }
+    return ret;
 }
 
-int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
-                                             void (*say)(void *opaque, uint64_t host, uint64_t bytes),
-                                             void *opaque)
+void qcow2_bitmaps_free(struct qcow2 *s)
 {
-    return 0;
+    struct qcow2_bitmaps *b = s->bitmaps;
+    if (!b)
+        return;
+    for (unsigned i = 0; i < b->count; i++) {
+        free(b->list[i].name);
+        free(b->list[i].bits);
+    }
+    free(b->list);
+    free(b);
+    s->bitmaps = NULL;
+}
+
+unsigned qcow2_bitmaps_count(const struct qcow2 *s)
+{
+    return s->bitmaps ? s->bitmaps->count : 0;
 }
 
 int coroutine_fn qcow2_co_bitmaps(struct node *node, struct qcow2_bitmap_info **list, size_t *count,
                                   struct error *err)
 {
+    struct qcow2 *s = qcow2_state(node);
     *list = NULL;
     *count = 0;
+    if (!s)
+        return error_set(err, -EINVAL, "not a qcow2 image");
+    unsigned n = qcow2_bitmaps_count(s);
+    *list = calloc(n + 1, sizeof(**list));
+    if (!*list)
+        return error_set(err, -ENOMEM, "out of memory");
+    for (unsigned i = 0; i < n; i++) {
+        const struct bitmap *bitmap = &s->bitmaps->list[i];
+        (*list)[i] = (struct qcow2_bitmap_info){.name = bitmap->name,
+                                                .granularity = 1ull << bitmap->granularity_bits,
+                                                .in_use = bitmap->flags & QCOW2_BITMAP_IN_USE,
+                                                .auto_load = bitmap->flags & QCOW2_BITMAP_AUTO};
+    }
+    *count = n;
+    return 0;
+}
+
+/* ---- following the disk ---- */
+
+/* A bitmap's bits, from its table. */
+static int coroutine_fn co_load(struct qcow2 *s, struct bitmap *bitmap)
+{
+    uint64_t *table;
+    int ret =
+        qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries, &table);
+    if (ret < 0)
+        return ret;
+    uint64_t room = (uint64_t)bitmap->table_entries << s->cluster_bits;
+    uint8_t *bits = calloc(1, room ? room : 1);
+    ret = bits ? 0 : -ENOMEM;
+    for (uint32_t i = 0; i < bitmap->table_entries && ret == 0; i++) {
+        uint64_t offset = table[i] & QCOW2_BITMAP_OFFSET_MASK, n = s->cluster_bytes;
+        if ((table[i] & QCOW2_BITMAP_RESERVED_MASK) || (offset & (n - 1)) ||
+            (offset && (table[i] & QCOW2_BITMAP_ALL_ONES)) || offset >= s->file_bytes)
+            ret = -EIO;
+        else if (offset)
+            ret = node_co_pread(s->node->file, offset, bits + i * n, n);
+        else if (table[i] & QCOW2_BITMAP_ALL_ONES)
+            memset(bits + i * n, 0xff, n);
+    }
+    free(table);
+    if (ret < 0)
+        free(bits);
+    else
+        bitmap->bits = bits;
+    return ret;
+}
+
+/* The flags of a directory entry, in the file. */
+static int coroutine_fn co_write_flags(struct qcow2 *s, struct bitmap *bitmap, uint32_t flags)
+{
+    be32 word = be32_put(flags);
+    int ret =
+        node_co_pwrite(s->node->file, bitmap->entry_offset + offsetof(struct qcow2_bitmap_header, flags),
+                       &word, sizeof(word), 0);
+    if (ret == 0)
+        bitmap->flags = flags;
+    return ret;
+}
+
+int coroutine_fn qcow2_bitmaps_co_prepare_write(struct qcow2 *s, uint64_t *autoclear)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    uint64_t memory = 0;
+    bool any = false;
+    if (!b) {
+        *autoclear &= ~QCOW2_AUTOCLEAR_BITMAPS;
+        return 0;
+    }
+    for (unsigned i = 0; i < b->count; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        if (!(bitmap->flags & QCOW2_BITMAP_AUTO) || (bitmap->flags & QCOW2_BITMAP_IN_USE))
+            continue;
+        uint64_t room = (uint64_t)bitmap->table_entries << s->cluster_bits;
+        if (room <= BITMAPS_MEMORY_MAX - memory && co_load(s, bitmap) == 0)
+            memory += room;
+        int ret = co_write_flags(s, bitmap, bitmap->flags | QCOW2_BITMAP_IN_USE);
+        if (ret < 0)
+            return ret;
+        any = true;
+    }
+    __atomic_store_n(&b->followed, memory != 0, __ATOMIC_RELEASE);
+    return any ? node_co_flush(s->node->file) : 0;
+}
+
+void qcow2_bitmaps_mark(struct qcow2 *s, uint64_t offset, uint64_t bytes)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    if (!b || !bytes || !__atomic_load_n(&b->followed, __ATOMIC_ACQUIRE))
+        return;
+    for (unsigned i = 0; i < b->count; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        if (!bitmap->bits)
+            continue;
+        uint64_t first = offset >> bitmap->granularity_bits,
+                 last = (offset + bytes - 1) >> bitmap->granularity_bits;
+        for (uint64_t bit = first; bit <= last && bit / 8 < bitmap->nb_bytes; bit++)
+            __atomic_fetch_or(&bitmap->bits[bit / 8], (uint8_t)(1u << bit % 8), __ATOMIC_RELAXED);
+    }
+}
+
+/* ---- storing ---- */
+
+static bool all_bytes(const uint8_t *bytes, uint64_t n, uint8_t value)
+{
+    return n == 0 || (bytes[0] == value && memcmp(bytes, bytes + 1, n - 1) == 0);
+}
+
+/* Data clusters first, then, when they are counted durably, the table. */
+static int coroutine_fn co_store(struct qcow2 *s, struct bitmap *bitmap)
+{
+    uint64_t *table, n = s->cluster_bytes, per = n / 8;
+    int ret =
+        qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries, &table);
+    if (ret < 0)
+        return ret;
+    for (uint32_t i = 0; i < bitmap->table_entries && ret == 0; i++) {
+        uint64_t old = table[i] & QCOW2_BITMAP_OFFSET_MASK, host = old;
+        const uint8_t *bits = bitmap->bits + i * n;
+        uint64_t used = min_u64(n, bitmap->nb_bytes - i * n);
+        bool zero = all_bytes(bits, used, 0), ones = all_bytes(bits, used, 0xff);
+        if (zero || ones) {
+            table[i] = ones ? QCOW2_BITMAP_ALL_ONES : 0;
+            if (old) {
+                qcow2_lock(s);
+                qcow2_free_later(s, old, n, true);
+                qcow2_unlock(s);
+            }
+            continue;
+        }
+        if (!host)
+            ret = qcow2_co_alloc_contiguous(s, 1, &host, NULL);
+        if (ret == 0)
+            ret = node_co_pwrite(s->node->file, host, bits, n, 0);
+        table[i] = host;
+    }
+    /* Counts are durable before the table names what they count; what it named before is freed by a later
+     * round. */
+    if (ret == 0)
+        ret = qcow2_co_writeback_keep(s);
+    be64 *out = qcow2_buffer_get(s);
+    if (ret == 0 && !out)
+        ret = -ENOMEM;
+    for (uint64_t at = 0; at < bitmap->table_entries && ret == 0; at += per) {
+        uint64_t count = min_u64(per, bitmap->table_entries - at);
+        for (uint64_t i = 0; i < count; i++)
+            out[i] = be64_put(table[at + i]);
+        ret = node_co_pwrite(s->node->file, bitmap->table_offset + at * 8, out, count * 8, 0);
+    }
+    qcow2_buffer_put(s, out);
+    free(table);
+    return ret;
+}
+
+int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    int ret = 0;
+    if (!b || !b->followed)
+        return 0;
+    for (unsigned i = 0; i < b->count && ret == 0; i++) {
+        if (b->list[i].bits)
+            ret = co_store(s, &b->list[i]);
+    }
+    if (ret == 0)
+        ret = node_co_flush(s->node->file);
+    for (unsigned i = 0; i < b->count && ret == 0; i++) {
+        if (b->list[i].bits)
+            ret = co_write_flags(s, &b->list[i], b->list[i].flags & ~QCOW2_BITMAP_IN_USE);
+    }
+    return ret == 0 ? node_co_flush(s->node->file) : ret;
+}
+
+/* ---- check ---- */
+
+int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
+                                             void (*say)(void *opaque, uint64_t host, uint64_t bytes),
+                                             void *opaque)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    if (!b)
+        return s->bitmaps_error;
+    say(opaque, b->directory_offset, b->directory_bytes);
+    for (unsigned i = 0; i < b->count; i++) {
+        const struct bitmap *bitmap = &b->list[i];
+        uint64_t *table;
+        say(opaque, bitmap->table_offset, (uint64_t)bitmap->table_entries * 8);
+        int ret = qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries,
+                                      &table);
+        if (ret < 0)
+            return ret;
+        for (uint32_t k = 0; k < bitmap->table_entries; k++) {
+            if (table[k] & QCOW2_BITMAP_OFFSET_MASK)
+                say(opaque, table[k] & QCOW2_BITMAP_OFFSET_MASK, s->cluster_bytes);
+        }
+        free(table);
+    }
     return 0;
 }

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "host/qcow2/bitmap.h"
 #include "host/qcow2/qcow2_state.h"
 
 enum zap {
@@ -206,6 +207,7 @@ int coroutine_fn qcow2_co_pwrite_zeroes(struct node *node, uint64_t offset, uint
     unsigned epoch = qcow2_use_begin(s);
     ret = co_zero(s, offset, bytes, flags);
     qcow2_use_end(s, epoch);
+    qcow2_bitmaps_mark(s, offset, bytes);
     qcow2_co_writer_end(s);
     int bound = qcow2_co_bound_freed(s);
     return ret < 0 ? ret : bound;
@@ -224,6 +226,7 @@ int coroutine_fn qcow2_co_pdiscard(struct node *node, uint64_t offset, uint64_t 
     if (ret < 0)
         return ret;
     ret = co_zap(s, ZAP_DISCARD, start, end);
+    qcow2_bitmaps_mark(s, start, end - start);
     qcow2_co_writer_end(s);
     int bound = qcow2_co_bound_freed(s);
     return ret < 0 ? ret : bound;

@@ -236,6 +236,7 @@ struct qcow2 {
     struct qcow2_bitmaps *bitmaps;
     bool said_corrupt; /* atomic */
     bool check_only, data_missing;
+    int bitmaps_error;     /* the directory could not be read (check only) */
     uint64_t opened_bytes; /* length of the file when it was opened */
 
     /* bounce buffers of one cluster, some kept */
@@ -400,6 +401,9 @@ void qcow2_compressed_range(const struct qcow2 *s, uint64_t entry, uint64_t *hos
 
 /* Everything that completed before is durable after it. */
 int coroutine_fn qcow2_co_writeback(struct qcow2 *s);
+/* Everything is written and durable, but what was freed stays so: for a change of tables of which this is the
+ * first half. */
+int coroutine_fn qcow2_co_writeback_keep(struct qcow2 *s);
 /* Makes room in the caches: dirty slices are written, in order, without waiting for them to be durable. */
 int coroutine_fn qcow2_co_make_clean(struct qcow2 *s);
 

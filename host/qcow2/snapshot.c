@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "host/qcow2/bitmap.h"
 #include "host/qcow2/check.h"
 
 /* ---- walking a mapping tree in the file ---- */
@@ -553,6 +554,7 @@ int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
     int ret = co_begin(node, &s, err);
     if (ret < 0)
         return ret;
+    qcow2_bitmaps_mark(s, 0, s->size);
     uint32_t entries = s->l1_size;
     uint64_t *l1 = calloc((entries + 64) & ~63u, 8);
     ret = l1 ? co_switch(s, l1, entries, s->size) : -ENOMEM;

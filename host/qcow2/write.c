@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/qcow2/bitmap.h"
 #include "host/qcow2/crypto.h"
 #include "host/qcow2/qcow2_state.h"
 #include "host/runtime/trace.h"
@@ -621,6 +622,8 @@ int coroutine_fn qcow2_co_pwritev(struct node *node, uint64_t offset, uint64_t b
     else
         ret = qcow2_co_write_guest(s, offset, bytes, sg);
     qcow2_use_end(s, epoch);
+    if (s->bitmaps)
+        qcow2_bitmaps_mark(s, offset, bytes);
     qcow2_co_writer_end(s);
     return ret;
 }

@@ -284,12 +284,12 @@ static int coroutine_fn co_one_round(struct qcow2 *s, struct rounds *rounds, uin
     return co_write_taken(&rounds->mapping, ret);
 }
 
-static int coroutine_fn co_run(struct qcow2 *s, bool durable)
+static int coroutine_fn co_run(struct qcow2 *s, bool durable, bool frees)
 {
     uint64_t gen =
         ++s->gen; /* what becomes dirty from now on is somebody else's: so the rounds come to an end */
     struct qcow2_free_list freed = s->freed;
-    if (durable)
+    if (frees)
         s->freed = (struct qcow2_free_list){0};
     bool anything = s->l2.nb_dirty || s->ref.nb_dirty || s->l1_nb_dirty || s->reftable_nb_dirty;
     qcow2_unlock(s);
@@ -316,7 +316,7 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable)
         ret = co_barrier(s);
 
     qcow2_lock(s);
-    if (durable) {
+    if (frees) {
         if (ret == 0) {
             qcow2_free_durable(s, &freed);
             qcow2_free_list_destroy(&freed);
@@ -332,7 +332,7 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable)
     return ret;
 }
 
-static int coroutine_fn co_alone(struct qcow2 *s, bool durable, bool only_if_idle)
+static int coroutine_fn co_alone(struct qcow2 *s, bool durable, bool frees, bool only_if_idle)
 {
     qcow2_lock(s);
     bool waited = false;
@@ -348,7 +348,7 @@ static int coroutine_fn co_alone(struct qcow2 *s, bool durable, bool only_if_idl
     }
     bool nothing = !durable && !s->l2.nb_dirty && !s->ref.nb_dirty;
     s->wb_running = true;
-    int ret = co_run(s, durable);
+    int ret = co_run(s, durable, frees);
     s->wb_running = false;
     co_queue_wake_all(&s->wb_waiters);
     qcow2_unlock(s);
@@ -359,10 +359,15 @@ static int coroutine_fn co_alone(struct qcow2 *s, bool durable, bool only_if_idl
 
 int coroutine_fn qcow2_co_writeback(struct qcow2 *s)
 {
-    return co_alone(s, true, false);
+    return co_alone(s, true, true, false);
+}
+
+int coroutine_fn qcow2_co_writeback_keep(struct qcow2 *s)
+{
+    return co_alone(s, true, false, false);
 }
 
 int coroutine_fn qcow2_co_make_clean(struct qcow2 *s)
 {
-    return co_alone(s, false, true);
+    return co_alone(s, false, false, true);
 }
