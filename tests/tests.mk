@@ -28,7 +28,7 @@ $(BROKEN_ORDER): host/qcow2/writeback.c
 	$(call say,CC,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS_HOST) -DRINGSIDE_BREAK_QCOW2_ORDER -MMD -MP -c -o $@ $<
-$(BUILD)/tests/tool_crash_broken: $(call obj_of,$(wildcard tests/crash/*.c)) $(BROKEN_ORDER) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
+$(BUILD)/tests/tool_crash_broken: $(call obj_of,tests/crash/tool_crash.c $(filter-out tests/crash/tool_%,$(wildcard tests/crash/*.c))) $(BROKEN_ORDER) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
 	$(call link)
 TOOLS += $(BUILD)/tests/tool_crash_broken
 
