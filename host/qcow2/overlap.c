@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "host/qcow2/qcow2_state.h"
 
@@ -153,6 +154,13 @@ int qcow2_overlap_build(struct qcow2 *s)
                                 QCOW2_OL_REFCOUNT_TABLE);
     if (ret == 0)
         ret = qcow2_overlap_add(s, s->snapshots_offset, s->snapshots_bytes, QCOW2_OL_SNAPSHOT_TABLE);
+    const struct qcow2_ext *crypto = qcow2_find_ext(s, QCOW2_EXT_CRYPTO);
+    if (ret == 0 && crypto && crypto->length == sizeof(struct qcow2_crypto_extension)) {
+        struct qcow2_crypto_extension ext;
+        memcpy(&ext, crypto->data, sizeof(ext));
+        if (be64_get(ext.length) <= s->file_bytes && be64_get(ext.offset) <= s->file_bytes)
+            ret = qcow2_overlap_add(s, be64_get(ext.offset), be64_get(ext.length), QCOW2_OL_CRYPT_HEADER);
+    }
     for (uint32_t i = 0; ret == 0 && i < s->reftable_entries; i++) {
         if (s->reftable[i])
             ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,

@@ -87,6 +87,7 @@ struct qcow2_info {
     /* for "luks" */
     struct {
         const char *cipher_name, *cipher_mode, *hash, *ivgen, *ivgen_hash, *uuid;
+        unsigned cipher_bits;
         uint64_t payload_offset;
         uint32_t master_key_iterations;
         struct qcow2_luks_slot slots[8];
