@@ -90,15 +90,13 @@ static json_t *coroutine_fn specific_object(struct node *node, const struct qcow
     set(data, "compression-type", json_string(qcow2_compression_name(info->compression_type)));
     if (info->version >= 3)
         set(data, "lazy-refcounts", json_boolean(info->lazy_refcounts));
+    json_t *bitmaps = info->nb_bitmaps ? bitmaps_array(node) : NULL;
+    if (bitmaps)
+        set(data, "bitmaps", bitmaps);
     set(data, "refcount-bits", json_integer(info->refcount_bits));
     if (info->version >= 3) {
         set(data, "corrupt", json_boolean(info->corrupt));
         set(data, "extended-l2", json_boolean(info->extended_l2));
-        if (info->nb_bitmaps) {
-            json_t *bitmaps = bitmaps_array(node);
-            if (bitmaps)
-                set(data, "bitmaps", bitmaps);
-        }
         if (info->data_file) {
             set(data, "data-file", text(info->data_file));
             set(data, "data-file-raw", json_boolean(info->data_file_raw));

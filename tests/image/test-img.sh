@@ -102,6 +102,9 @@ ok "map of a part" bash -c "$(declare -f same_json); img='$img'; same_json map -
 qemu-img snapshot -c first base.qcow2
 qemu-img snapshot -c second base.qcow2
 ok "info lists snapshots" bash -c "$(declare -f same_json); img='$img'; same_json info base.qcow2 && '$img' info base.qcow2 >ours && qemu-img info base.qcow2 >theirs && diff ours theirs"
+cp base.qcow2 bitmaps.qcow2
+qemu-img bitmap --add bitmaps.qcow2 b0
+ok "info lists snapshots and bitmaps" bash -c "$(declare -f same_json); img='$img'; same_json info bitmaps.qcow2 && '$img' info bitmaps.qcow2 >ours && qemu-img info bitmaps.qcow2 >theirs && diff ours theirs"
 printf 'QFI\373' >bad.qcow2
 ok "a header that is cut short gets a sentence" says 'ringside-img: bad.qcow2' "$img" info bad.qcow2
 
