@@ -39,6 +39,10 @@ extern struct laio_kernel laio_kernel;
  */
 int64_t aio_request_do(const struct aio_request *request, int flags);
 
+/* A write with FUA as a write and a flush, where the kernel can't do it in one request. */
+int64_t coroutine_fn aio_write_then_sync(int64_t (*co_submit)(struct aio_request *request),
+                                         const struct aio_request *request);
+
 static inline uint64_t aio_request_bytes(const struct aio_request *request)
 {
     uint64_t bytes = 0;

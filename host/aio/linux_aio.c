@@ -404,20 +404,6 @@ static int64_t submit_and_wait(struct laio *laio, struct aio_request *request)
     return request->result;
 }
 
-/* A write that must be durable, where the kernel can't say so in one request. */
-static int64_t write_and_sync(struct aio_request *request)
-{
-    struct aio_request plain = *request, sync = {.op = AIO_OP_FDATASYNC, .fd = request->fd};
-    int64_t written, ret;
-
-    plain.fua = false;
-    written = laio_co_submit(&plain);
-    if (written <= 0)
-        return written;
-    ret = laio_co_submit(&sync);
-    return ret < 0 ? ret : written;
-}
-
 int64_t laio_co_submit(struct aio_request *request)
 {
     struct coroutine *co = co_self();
@@ -442,7 +428,7 @@ int64_t laio_co_submit(struct aio_request *request)
     if (request->op == AIO_OP_FDATASYNC && __atomic_load_n(&no_fdsync, __ATOMIC_RELAXED))
         return threads_co_submit(request);
     if (request->fua && __atomic_load_n(&no_dsync, __ATOMIC_RELAXED))
-        return write_and_sync(request);
+        return aio_write_then_sync(laio_co_submit, request);
 
     ret = submit_and_wait(laio, request);
 
@@ -451,7 +437,7 @@ int64_t laio_co_submit(struct aio_request *request)
         return threads_co_submit(request);
     }
     if (__builtin_expect(ret == -EINVAL || ret == -EOPNOTSUPP, 0) && request->fua) {
-        ret = write_and_sync(request);
+        ret = aio_write_then_sync(laio_co_submit, request);
         if (ret > 0) /* so it was the flag */
             __atomic_store_n(&no_dsync, 1, __ATOMIC_RELAXED);
     }

@@ -1,5 +1,6 @@
 /*
- * Figures of the engines, summed over all loops that ever lived.
+ * What the engines have in common: figures, summed over all loops that ever lived; and the long way to a
+ * durable write.
  */
 #include <string.h>
 
@@ -18,4 +19,18 @@ void aio_stats(struct aio_stats *stats)
         stats->getevents_syscalls += __atomic_load_n(&s->getevents_syscalls, __ATOMIC_RELAXED);
         stats->eagain += __atomic_load_n(&s->eagain, __ATOMIC_RELAXED);
     }
+}
+
+int64_t aio_write_then_sync(int64_t (*co_submit)(struct aio_request *request),
+                            const struct aio_request *request)
+{
+    struct aio_request plain = *request, sync = {.op = AIO_OP_FDATASYNC, .fd = request->fd};
+    int64_t written, ret;
+
+    plain.fua = false;
+    written = co_submit(&plain);
+    if (written <= 0)
+        return written;
+    ret = co_submit(&sync);
+    return ret < 0 ? ret : written;
 }
