@@ -28,6 +28,11 @@ void host_file_set_opener(host_file_opener *new_opener)
     opener = new_opener;
 }
 
+char *host_file_real_path(const char *path)
+{
+    return opener ? strdup(path) : realpath(path, NULL);
+}
+
 /* ---- alignment ---- */
 
 static bool is_alignment(uint64_t n)

@@ -86,6 +86,9 @@ int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind ai
 /* Nothing may be in flight. NULL is fine. */
 void host_file_close(struct host_file *file);
 
+/* realpath(PATH), to be freed; NULL with errno. In a simulated world names lead to themselves. Any thread. */
+char *host_file_real_path(const char *path);
+
 /* For a simulator: everything host_file_open would do is done by OPENER from now on. NULL restores. */
 typedef int host_file_opener(const char *path, unsigned flags, enum aio_kind aio, struct host_file **file,
                              struct error *err);

@@ -47,9 +47,9 @@ static char *real_directory(const char *filename)
 {
     const char *slash = strrchr(filename, '/');
     if (!slash)
-        return realpath(".", NULL);
+        return host_file_real_path(".");
     char *dir = strndup(filename, slash == filename ? 1 : (size_t)(slash - filename));
-    char *real = dir ? realpath(dir, NULL) : NULL;
+    char *real = dir ? host_file_real_path(dir) : NULL;
     free(dir);
     return real;
 }
@@ -77,13 +77,13 @@ int node_resolve_allowed(const char *filename, const char *name, const struct op
         ret = error_set(err, -EPERM, "the image names '%s', and --backing=deny allows no other file", name);
         goto out;
     }
-    real = realpath(joined, NULL);
+    real = host_file_real_path(joined);
     if (!real) {
         ret = error_set(err, -errno, "'%s' cannot be opened: %s", joined, strerror(errno));
         goto out;
     }
     allowed =
-        options->backing == BACKING_DIR ? realpath(options->backing_dir, NULL) : real_directory(filename);
+        options->backing == BACKING_DIR ? host_file_real_path(options->backing_dir) : real_directory(filename);
     if (!allowed) {
         ret = error_set(err, -errno, "directory of allowed files '%s': %s",
                         options->backing == BACKING_DIR ? options->backing_dir : filename, strerror(errno));

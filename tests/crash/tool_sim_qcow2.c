@@ -3,7 +3,7 @@
  * flush and read back; injected errors; the power goes at any step; the image is opened again, checked, and
  * every sector compared with what it may hold.
  *
- *   tool_sim_qcow2 [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--verbose]
+ *   tool_sim_qcow2 [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--no-snapshots] [--verbose]
  *
  * What may a sector hold after a power loss? The last write that a completed flush covered, or any later one,
  * acknowledged or not; never another sector's bytes, and no mixture. --save leaves the image of each crash in
@@ -22,13 +22,17 @@
 #include "host/runtime/iothread.h"
 #include "host/runtime/sim.h"
 
-#define IMAGE          "disk.qcow2"
+#define BASE           "/base.raw"
+#define IMAGE          "/disk.qcow2"
 #define CLIENTS_MAX    12
 #define LOOPS_MAX_HERE 3
 #define SECTOR         512u
 #define OP_BYTES_MAX   (256u * 1024u)
 
 /* ---- the model ---- */
+
+/* What every sector of the backing file holds, as if it had been written so. */
+#define BASE_NUMBER 1
 
 /* A value that a sector was given, oldest first in its list. */
 struct value {
@@ -52,11 +56,12 @@ struct run {
     uint64_t sector_count, number, order;
     uint32_t unit_sectors; /* which client may touch what: units go round */
     unsigned running;
-    bool stop, faults;
+    uint64_t base_sectors; /* in the backing file; 0: there is none */
+    bool stop, faults, snapshots;
     uint64_t operations, failures, crashes, lost;
 };
 
-static bool verbose, lying;
+static bool verbose, lying, no_snapshots;
 static struct run *current;
 
 static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *format, ...)
@@ -68,10 +73,12 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
            (unsigned long long)sim_steps(current->sim));
     vprintf(format, args);
     printf("\n# clusters %u, refcount bits %u, lazy %d, extended %d, version %u, clients %u, loops %u, unit "
-           "%u, crash %llu\n",
+           "%u\n",
            current->create.cluster_bytes, current->create.refcount_bits, current->create.lazy_refcounts,
            current->create.extended_l2, current->create.version, current->clients, current->loops,
-           current->unit_sectors, (unsigned long long)current->crashes);
+           current->unit_sectors);
+    printf("# base %llu sectors, snapshots %d, crash %llu\n", (unsigned long long)current->base_sectors,
+           current->snapshots, (unsigned long long)current->crashes);
     va_end(args);
     fflush(stdout);
     _Exit(1);
@@ -264,6 +271,8 @@ static void coroutine_fn change(struct client *client, enum kind kind)
     for (uint64_t i = 0; i < count; i++) {
         /* A discard may do nothing. */
         values[i] = remember(&run->sectors[first + i], number, kind != DISCARD);
+        if (kind == DISCARD && first + i < run->base_sectors)
+            remember(&run->sectors[first + i], BASE_NUMBER, false); /* or let the backing file show */
         fill(first + i, number, client->buffer + i * SECTOR);
     }
     w.request.trace_id = number;
@@ -370,13 +379,49 @@ static void client_main(void *arg)
     run->running--;
 }
 
-static void start_client(void *opaque)
+static void start_coroutine(co_entry *entry, void *opaque)
 {
-    struct coroutine *co = co_create(client_main, opaque);
+    struct coroutine *co = co_create(entry, opaque);
 
     if (!co)
         abort();
     co_enter(co);
+}
+
+static void start_client(void *opaque)
+{
+    start_coroutine(client_main, opaque);
+}
+
+/* Takes snapshots and drops them, while others write. */
+static void snapshots_main(void *arg)
+{
+    struct run *run = arg;
+    struct node *node = blk_node(run->blk);
+    struct error err = {""};
+    unsigned taken = 0;
+
+    while (!run->stop) {
+        struct qcow2_snapshot_info *list = NULL;
+        size_t count = 0;
+        char name[32];
+        int ret;
+
+        co_sleep_ns(draw(run, 5000000));
+        if (run->stop)
+            break;
+        if (qcow2_snapshots(node, &list, &count) == 0 && count && draw(run, 3) == 0) {
+            snprintf(name, sizeof(name), "%s", list[draw(run, count)].name);
+            ret = qcow2_co_snapshot_delete(node, name, &err);
+        } else {
+            snprintf(name, sizeof(name), "s%llu-%u", (unsigned long long)run->crashes, taken++);
+            ret = qcow2_co_snapshot_create(node, name, &err);
+        }
+        free(list);
+        if (ret < 0 && ret != -ENOTSUP && !run->faults && !run->stop)
+            fail("snapshot %s: %s", name, err.text);
+    }
+    run->running--;
 }
 
 /* ---- one life of the image, from open to power loss or close ---- */
@@ -390,13 +435,23 @@ struct check_call {
     struct run *run;
     unsigned fix;
     bool print;
+    unsigned flags, others; /* findings */
     struct qcow2_check result;
     int ret;
 };
 
-static void print_finding(void *opaque, const char *line)
+/* Counts findings other than leaks, and flags that only say less than is true: a snapshot that was being
+ * deleted leaves clusters that have one reference and are not marked as such. */
+static void count_finding(void *opaque, const char *line)
 {
-    printf("# %s\n", line);
+    struct check_call *call = opaque;
+
+    if (call->print)
+        printf("# %s\n", line);
+    if (strncmp(line, "ERROR OFLAG_COPIED", 18) == 0)
+        call->flags++;
+    else if (strncmp(line, "ERROR", 5) == 0)
+        call->others++;
 }
 
 static void check_entry(void *opaque)
@@ -404,8 +459,7 @@ static void check_entry(void *opaque)
     struct check_call *call = opaque;
     struct error err = {""};
 
-    call->ret = qcow2_co_check(blk_node(call->run->blk), call->fix, &call->result,
-                               call->print ? print_finding : NULL, NULL, &err);
+    call->ret = qcow2_co_check(blk_node(call->run->blk), call->fix, &call->result, count_finding, call, &err);
     if (call->ret < 0 && call->ret != -ENOTSUP)
         fail("check cannot be done: %s", err.text);
 }
@@ -428,6 +482,8 @@ static void check_image(struct run *run, const char *when, bool leaks_allowed, u
     open_image(run, true);
     if (loop_run_coroutine(run->main_loop, check_entry, &call) < 0)
         fail("no coroutine for the check");
+    if (run->snapshots && leaks_allowed && call.flags == call.result.corruptions && !call.others)
+        call.result.corruptions = 0;
     if (call.ret == 0 && (call.result.corruptions || (call.result.leaks && !leaks_allowed))) {
         struct check_call again = {.run = run, .print = true};
 
@@ -519,6 +575,10 @@ static void live(struct run *run, bool crash)
         clients[i] = (struct client){.run = run, .index = i};
         iothread_call(thread, start_client, &clients[i]);
     }
+    if (run->snapshots) {
+        run->running++;
+        start_coroutine(snapshots_main, run);
+    }
     while (steps--)
         sim_step(run->sim);
     run->stop = true;
@@ -531,6 +591,19 @@ static void live(struct run *run, bool crash)
     disk->write_error_ppm = disk->read_error_ppm = disk->flush_error_ppm = disk->no_space_ppm = 0;
     if (blk_close(run->blk) < 0 && !crash && !run->faults)
         fail("closing failed");
+}
+
+static void make_base(struct run *run)
+{
+    uint8_t *data = malloc(run->base_sectors * SECTOR);
+
+    if (!data)
+        abort();
+    for (uint64_t s = 0; s < run->base_sectors; s++)
+        fill(s, BASE_NUMBER, data + s * SECTOR);
+    if (sim_disk_write_file(run->disk, BASE, data, run->base_sectors * SECTOR) < 0)
+        abort();
+    free(data);
 }
 
 static void create_entry(void *opaque)
@@ -601,8 +674,17 @@ static uint64_t one_seed(uint64_t seed, const char *directory)
     run->sectors = calloc(run->sector_count, sizeof(struct value *));
     if (!run->main_loop || !run->disk || !run->sectors)
         abort();
+    run->number = BASE_NUMBER;
+    if (draw(run, 3) == 0) {
+        run->base_sectors = 1 + draw(run, run->sector_count + run->sector_count / 4);
+        run->create.backing_file = "base.raw";
+        run->create.backing_format = "raw";
+        make_base(run);
+    }
+    run->snapshots =
+        draw(run, 4) == 0 && !no_snapshots && (!run->create.refcount_bits || run->create.refcount_bits >= 8);
     for (uint64_t s = 0; s < run->sector_count; s++)
-        remember(&run->sectors[s], 0, true)->acked = 1;
+        remember(&run->sectors[s], s < run->base_sectors ? BASE_NUMBER : 0, true)->acked = 1;
     for (unsigned i = 0; i < run->loops; i++)
         run->threads[i] = iothread_start("sim", 0, NULL);
 
@@ -617,7 +699,7 @@ static uint64_t one_seed(uint64_t seed, const char *directory)
         verify(run, true, "after a power loss");
         /* What was lost leaks; then the image is as good as new. */
         check_image(run, "after a repair", false,
-                    QCOW2_FIX_LEAKS | (run->create.lazy_refcounts ? QCOW2_FIX_ERRORS : 0));
+                    QCOW2_FIX_LEAKS | (run->create.lazy_refcounts || run->snapshots ? QCOW2_FIX_ERRORS : 0));
     }
     live(run, false);
     check_image(run, "after a clean close", run->faults, 0);
@@ -659,11 +741,14 @@ int main(int argc, char **argv)
             twice = true;
         else if (strcmp(argv[i], "--lying-disk") == 0)
             lying = true;
+        else if (strcmp(argv[i], "--no-snapshots") == 0)
+            no_snapshots = true;
         else if (strcmp(argv[i], "--verbose") == 0)
             verbose = true;
         else {
             fprintf(stderr,
-                    "usage: %s [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--verbose]\n",
+                    "usage: %s [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--no-snapshots] "
+                    "[--verbose]\n",
                     argv[0]);
             return 2;
         }
