@@ -27,7 +27,7 @@ if command -v qemu-img >/dev/null; then
         local image status
         # Snapshots that were being changed leave COPIED flags to be repaired, which this check calls errors.
         timeout 120 "$tool" --seed=500 --seeds=6 --no-snapshots --save="$tmp/saved" || return 1
-        for image in "$tmp/saved"/*.qcow2; do
+        for image in "$tmp/saved"/*/*.qcow2; do
             timeout 60 qemu-img check -f qcow2 "$image" >"$tmp/check.log" 2>&1
             status=$?
             # 3: leaked clusters only; a dirty image (lazy refcounts) is repaired when it is opened for writing.

@@ -7,14 +7,15 @@
  *
  * What may a sector hold after a power loss? The last write that a completed flush covered, or any later one,
  * acknowledged or not; never another sector's bytes, and no mixture. --save leaves the image of each crash in
- * DIR, for qemu-img. --lying-disk makes flushes do nothing, which has to be noticed. --twice runs each seed
- * twice and compares the digests. A failure prints the seed.
+ * DIR/SEED, for qemu-img. --lying-disk makes flushes do nothing, which has to be noticed. --twice runs each
+ * seed twice and compares the digests. A failure prints the seed.
  */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/aio/sim_disk.h"
 #include "host/block/backend.h"
@@ -620,7 +621,15 @@ static void save(struct run *run, const char *directory)
     char path[512];
     int ret;
 
-    snprintf(path, sizeof(path), "%s/%llu.%llu.qcow2", directory, (unsigned long long)run->seed,
+    snprintf(path, sizeof(path), "%s/%llu", directory, (unsigned long long)run->seed);
+    (void)mkdir(path, 0777); /* there is one for each seed, and it may be there from the last crash */
+    if (run->base_sectors) {
+        snprintf(path, sizeof(path), "%s/%llu/base.raw", directory, (unsigned long long)run->seed);
+        ret = sim_disk_save(run->disk, BASE, path);
+        if (ret < 0)
+            fail("%s: %s", path, strerror(-ret));
+    }
+    snprintf(path, sizeof(path), "%s/%llu/%llu.qcow2", directory, (unsigned long long)run->seed,
              (unsigned long long)run->crashes);
     ret = sim_disk_save(run->disk, IMAGE, path);
     if (ret < 0)
