@@ -48,8 +48,7 @@ static void check_promises(struct fake_disk *disk, enum fake_op op, uint64_t off
 static int coroutine_fn begin(struct fake_disk *disk, struct fake_active *self, enum fake_op op,
                               uint64_t offset, uint64_t bytes, unsigned flags, const struct sg *sg)
 {
-    *self =
-        (struct fake_active){offset, offset + bytes, op == FAKE_WRITE || op == FAKE_ZERO, NULL};
+    *self = (struct fake_active){offset, offset + bytes, op == FAKE_WRITE || op == FAKE_ZERO, NULL};
     spin_lock(&disk->guard);
     if (op != FAKE_FLUSH && op != FAKE_TRUNCATE)
         check_promises(disk, op, offset, bytes, sg);
