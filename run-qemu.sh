@@ -141,7 +141,10 @@ else
     make -s -C "$top" -j"$(nproc)" "${goals[@]}" >&2 || fail "the build failed"
 fi
 elf=$build/guest/$arch/$app.elf
-[ -e "$elf" ] || [ -n "$dry_run" ] || fail "$elf is not there (run make)"
+for needed in "$elf" "$build/bin/ringside-blk"; do
+    [ "$device" = ringside ] || [ "$needed" = "$elf" ] || continue
+    [ -e "$needed" ] || [ -n "$dry_run" ] || fail "$needed is not there (run make)"
+done
 qemu=qemu-system-$arch
 command -v "$qemu" >/dev/null || fail "$qemu is not installed (.ci/packages qemu installs it)"
 
@@ -176,10 +179,10 @@ if [ -z "$dry_run" ]; then
     [ -f "$image" ] || [ -b "$image" ] || fail "$image: no such image"
     [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
 fi
-case $(head -c 4 "$image" 2>/dev/null | od -An -tx1 | tr -d ' \n') in
-514649fb) format=qcow2 ;;
-*) format=raw ;;
-esac
+format=qcow2
+if [ -e "$image" ] && [ "$(head -c 4 "$image" | od -An -tx1 | tr -d ' \n')" != 514649fb ]; then
+    format=raw
+fi
 
 # ---- the machine ----
 
