@@ -77,6 +77,7 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t 
     if (ret < 0)
         log_message("connection ended: %s", err.text[0] ? err.text : strerror(-ret));
     rings_pause(c);
+    rings_hand_on(c);
     if (c->features_set)
         virtio_blk_reset(c->options->device);
     return ret >= 0;

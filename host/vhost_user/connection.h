@@ -46,6 +46,7 @@ struct vhost_user_connection {
 
     uint64_t features, protocol_features;
     bool features_set;
+    bool taken; /* co_take was called, and co_hand_on not since */
     uint8_t status;
     uint32_t memory_broken; /* set by sigbus_guard: a mapped file was cut short */
 
@@ -80,11 +81,13 @@ void connection_ring_broken(struct vhost_user_connection *connection, unsigned i
 
 /* rings.c. Coroutine on the control loop; errors come with a sentence and end the connection. */
 int coroutine_fn rings_update(struct vhost_user_connection *connection, struct error *err);
+/* No ring runs nor will: the image may go elsewhere. */
+void coroutine_fn rings_hand_on(struct vhost_user_connection *connection);
 /* Takes every ring back for a while: memory, log and the like may be changed until rings_update. */
 void coroutine_fn rings_pause(struct vhost_user_connection *connection);
 void coroutine_fn ring_pause(struct vhost_user_connection *connection, unsigned index);
 bool rings_run(const struct vhost_user_connection *connection); /* any of them? */
-/* Back to how a connection begins, but for call and error descriptors and the memory table. */
+/* Back to how a connection begins, but for positions, call and error descriptors. */
 void coroutine_fn rings_reset(struct vhost_user_connection *connection);
 void rings_close_fds(struct vhost_user_connection *connection);
 

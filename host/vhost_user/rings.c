@@ -158,6 +158,15 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
     return 0;
 }
 
+void coroutine_fn rings_hand_on(struct vhost_user_connection *c)
+{
+    if (!c->taken || rings_run(c))
+        return;
+    c->taken = false;
+    if (c->options->co_hand_on)
+        c->options->co_hand_on(c->options->opaque);
+}
+
 int coroutine_fn rings_update(struct vhost_user_connection *c, struct error *err)
 {
     for (unsigned i = 0; i < c->options->num_queues; i++) {
@@ -165,12 +174,18 @@ int coroutine_fn rings_update(struct vhost_user_connection *c, struct error *err
         bool wanted = ring_wanted(c, r);
         if (r->runs && !wanted)
             ring_pause(c, i);
-        if (!r->runs && wanted) {
-            int ret = ring_run(c, i, err);
-            if (ret < 0)
-                return ret;
-        }
+        if (r->runs || !wanted)
+            continue;
+        int ret = 0;
+        if (!c->taken && c->options->co_take)
+            ret = c->options->co_take(c->options->opaque, err);
+        c->taken |= ret == 0;
+        if (ret == 0)
+            ret = ring_run(c, i, err);
+        if (ret < 0)
+            return ret;
     }
+    rings_hand_on(c);
     return 0;
 }
 
@@ -186,10 +201,12 @@ void coroutine_fn rings_reset(struct vhost_user_connection *c)
     rings_pause(c);
     for (unsigned i = 0; i < c->options->num_queues; i++) {
         struct vring *r = &c->rings[i];
-        int call_fd = r->call_fd, err_fd = r->err_fd;
+        /* BASE stays: QEMU 7.2 sets the status to 0 first and asks GET_VRING_BASE afterwards, when the guest
+         * is stopped or migrated. Whoever starts the ring anew sets it. */
         fd_replace(&r->kick_fd, -1);
-        *r = (struct vring){.kick_fd = -1, .call_fd = call_fd, .err_fd = err_fd};
+        *r = (struct vring){.base = r->base, .kick_fd = -1, .call_fd = r->call_fd, .err_fd = r->err_fd};
     }
+    rings_hand_on(c);
 }
 
 void rings_close_fds(struct vhost_user_connection *c)
@@ -243,6 +260,8 @@ int coroutine_fn handle_get_vring_base(struct vhost_user_connection *c, struct v
     r->broken = false;
     /* A kick that comes late must not start it again: only SET_VRING_KICK does. */
     fd_replace(&r->kick_fd, -1);
+    /* Before the answer: whoever hears it may start the other process. */
+    rings_hand_on(c);
     reply->payload.state = (struct vhost_user_vring_state){.index = index, .num = r->base};
     reply->header.size = sizeof reply->payload.state;
     return 0;

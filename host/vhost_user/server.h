@@ -26,6 +26,11 @@ struct vhost_user_server_options {
     struct loop **queue_loops; /* queue q is served by queue_loops[q % count] */
     unsigned queue_loop_count;
     bool once; /* stop after the first front end has left */
+    /* Called before the first ring is served and after the last one was given back, to take the image over
+     * from another process and hand it on: NULL for an image that stays here. An error of co_take ends the
+     * connection. Coroutines on the control loop. */
+    int (*co_take)(void *opaque, struct error *err);
+    void (*co_hand_on)(void *opaque);
     /* The error policy parked a request of QUEUE. On the control loop. NULL: it is only logged. */
     void (*parked)(void *opaque, unsigned queue, int error);
     /* The server has ended by itself (once) or after _stop. On the control loop. */
