@@ -57,8 +57,9 @@ static json_t *stats_operation(const struct blk_op_stats *s)
 #define QUEUE_FIGURES(X)                                                                               \
     X(kicks)                                                                                           \
     X(interrupts)                                                                                      \
-    X(popped) X(completed) X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) \
-        X(broken) X(stalls)
+    X(popped)                                                                                          \
+    X(completed) X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) X(broken) \
+        X(stalls)
 
 static json_t *stats_queue(struct virtio_blk *device, unsigned index)
 {
@@ -126,6 +127,14 @@ static json_t *coroutine_fn command_stats(struct control_options *c, const json_
 
 /* ---- doing something ---- */
 
+static bool image_is_here(const struct control_options *c, struct error *err)
+{
+    if (blk_inactive(c->device->blk))
+        error_set(err, -EBUSY,
+                  "the image is handed over (--handover): it comes back when a front end starts a ring");
+    return !err->text[0];
+}
+
 static json_t *coroutine_fn command_resize(struct control_options *c, const json_t *request,
                                            struct error *err)
 {
@@ -144,6 +153,8 @@ static json_t *coroutine_fn command_resize(struct control_options *c, const json
                   c->device->options.device.logical_block_size);
         return NULL;
     }
+    if (!image_is_here(c, err))
+        return NULL;
     int ret = blk_co_resize(c->device->blk, bytes, err);
     if (ret < 0) {
         if (!err->text[0])
@@ -162,6 +173,8 @@ static json_t *coroutine_fn command_drain(struct control_options *c, const json_
 
 static json_t *coroutine_fn command_flush(struct control_options *c, const json_t *request, struct error *err)
 {
+    if (!image_is_here(c, err))
+        return NULL;
     int ret = node_co_flush(blk_node(c->device->blk));
     if (ret < 0) {
         error_set(err, ret, "flush failed: %s", strerror(-ret));

@@ -22,7 +22,7 @@
 struct program_options {
     const char *socket_path;
     unsigned fd;
-    bool fd_given, once, sandbox;
+    bool fd_given, once, sandbox, handover;
     const char *trace, *control;
     bool print_capabilities, help, version;
 };
@@ -56,6 +56,7 @@ static const struct cmd_option program_option_rows[] = {
     {"socket-path", "PATH", "where front ends connect: a Unix socket, made here", CMD_STRING, AT(socket_path)},
     {"fd", "N", "or: an open socket, listening or connected", CMD_CALL, .set = set_fd},
     {"once", NULL, "end when the first front end has left (default: wait for the next)", CMD_FLAG, AT(once)},
+    {"handover", NULL, "for live migration on shared storage: the image is written out and unlocked while no ring is served, and locked and read anew before one is", CMD_FLAG, AT(handover)},
     {"control", "PATH", "a control socket, made here: JSON, a line a command ({\"command\": \"help\"} lists them)", CMD_STRING, AT(control)},
     {"trace", "FILE", "record what happens to every request, a line a step", CMD_STRING, AT(trace)},
     {"sandbox", "on|off", "give up what is not needed before the first byte of a front end is read (default on)", CMD_ON_OFF, AT(sandbox)},
@@ -159,6 +160,23 @@ static void on_parked(void *opaque, unsigned queue, int error)
         control_event_parked(p->control, queue, error);
 }
 
+/* --handover: before the first ring is served, and after the last. */
+static int coroutine_fn take_image(void *opaque, struct error *err)
+{
+    struct program *p = opaque;
+    int ret = blk_co_activate(p->device->blk, err);
+    return ret < 0 ? error_prefix(err, ret, "the image can't be taken over") : 0;
+}
+
+static void coroutine_fn hand_image_on(void *opaque)
+{
+    struct program *p = opaque;
+    int ret = blk_co_inactivate(p->device->blk);
+    if (ret < 0)
+        log_message("%s: not everything could be written out: %s", p->device_options.blk_file,
+                    strerror(-ret));
+}
+
 static void on_quit(void *opaque)
 {
     struct program *p = opaque;
@@ -202,6 +220,7 @@ static int serve(struct program *p, struct error *err)
         if (!p->trace)
             return -EIO;
     }
+    p->device_options.open.inactive = p->options.handover;
     p->device_options.confine = confine;
     p->device_options.confine_opaque = p;
     p->device = cmd_device_start(&p->device_options, err);
@@ -216,6 +235,8 @@ static int serve(struct program *p, struct error *err)
         .queue_loops = p->device->queue_loops,
         .queue_loop_count = p->device->queue_loop_count,
         .once = p->options.once,
+        .co_take = p->options.handover ? take_image : NULL,
+        .co_hand_on = p->options.handover ? hand_image_on : NULL,
         .parked = on_parked,
         .stopped = on_server_stopped,
         .opaque = p,
