@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "host/device/virtio_blk_internal.h"
+#include "host/device/virtqueue_audit.h"
 #include "host/runtime/world.h"
 
 /* Requests taken at a time before the loop gets its turn. */
@@ -78,6 +79,8 @@ void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why)
         return;
     queue->broken = true;
     STAT_ADD(queue, broken, 1);
+    if (queue->vq.audit)
+        audit_broken(queue->vq.audit, why);
     __atomic_store_n(&device->broken, 1, __ATOMIC_RELAXED);
     if (device->events.needs_reset)
         device->events.needs_reset(device->events.opaque, queue->index, why);
@@ -163,6 +166,8 @@ static bool fetch(struct virtio_blk_queue *queue)
             virtio_blk_queue_break(queue, queue->vq.why);
             break;
         }
+        if (__builtin_expect(queue->vq.audit != NULL, 0))
+            audit_chain(queue->vq.audit, &chain);
         if (chain.in_bytes == 0) {
             virtio_blk_queue_break(queue, "a request has no room for its status (5.2.6)");
             break;
@@ -206,6 +211,8 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
         return;
     }
     queue->handling = true;
+    if (__builtin_expect(queue->vq.audit != NULL, 0))
+        audit_events(queue->vq.audit, &queue->vq);
     if (queue->vq.notify_wanted)
         virtqueue_set_notification(&queue->vq, false);
     for (;;) {
@@ -581,6 +588,21 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
             return error_set(err, result, "queue %u: %s", index, why);
         queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
     }
+    if (device->options.audit) {
+        const struct audit_setup audit = {.line = device->options.audit,
+                                          .opaque = device->options.audit_opaque,
+                                          .queue = index,
+                                          .offered = virtio_blk_device_features(device),
+                                          .negotiated = device->features,
+                                          .read_only = queue->read_only,
+                                          .config = &device->config};
+
+        queue->vq.audit = audit_create(&audit, &queue->vq);
+        if (!queue->vq.audit) {
+            virtio_blk_queue_free(queue);
+            return error_set(err, -ENOMEM, "queue %u: no memory for the audit", index);
+        }
+    }
     queue->loop = loop;
     queue->again.loop = queue->resume.loop = loop;
     queue->parked = NULL;
@@ -607,6 +629,8 @@ static void queue_try_finish_stop(struct virtio_blk_queue *queue)
     loop_timer_cancel(&queue->coalesce);
     if (queue->coalesced > 0)
         interrupt(queue);
+    audit_destroy(queue->vq.audit);
+    queue->vq.audit = NULL;
     set_state(queue, QUEUE_STOPPED);
     control_done(queue);
 }

@@ -13,6 +13,7 @@
 
 #include "host/block/sg.h"
 #include "host/device/virtio_blk_internal.h"
+#include "host/device/virtqueue_audit.h"
 #include "host/runtime/trace.h"
 
 /* ---- the answer ---- */
@@ -82,11 +83,16 @@ void virtio_blk_submit_rw(struct virtio_blk_request *request)
                         request->niov, 0);
 }
 
+static uint64_t capacity_of(const struct virtio_blk_queue *queue)
+{
+    return __atomic_load_n(&queue->device->capacity_sectors, __ATOMIC_RELAXED);
+}
+
 /* Is [SECTOR, SECTOR + BYTES) part of the disk? Nothing is added up that could wrap: SECTOR is compared
  * first. */
 static bool range_ok(const struct virtio_blk_queue *queue, uint64_t sector, uint64_t bytes)
 {
-    uint64_t capacity = __atomic_load_n(&queue->device->capacity_sectors, __ATOMIC_RELAXED);
+    uint64_t capacity = capacity_of(queue);
 
     return sector <= capacity && bytes / VIRTIO_BLK_SECTOR_BYTES <= capacity - sector;
 }
@@ -323,6 +329,9 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
     sg_copy_out(list, request->block->ranges, bytes);
     request->range_count = (uint16_t)(bytes / sizeof(struct virtio_blk_range));
     request->range_next = 0;
+    if (__builtin_expect(queue->vq.audit != NULL, 0))
+        for (unsigned i = 0; i < request->range_count; i++)
+            audit_range(queue->vq.audit, request->type, &request->block->ranges[i], capacity_of(queue));
     /* All are checked before anything is done. */
     status = check_ranges(request, max_sectors, known_flags);
     if (status != VIRTIO_BLK_S_OK) {
@@ -403,9 +412,13 @@ void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk
     request->type = UINT8_MAX; /* not known yet */
     request->blk.trace_id = ++queue->trace_next;
     if (!message_open(queue, chain, &message, &header)) {
+        if (queue->vq.audit)
+            audit_request(queue->vq.audit, NULL, 0, 0, 0);
         refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
+    if (__builtin_expect(queue->vq.audit != NULL, 0))
+        audit_request(queue->vq.audit, &header, message.out_bytes, message.in_bytes, capacity_of(queue));
     number = le32_get(header.type);
     if (number < REQUEST_TYPES && request_types[number].handle)
         type = &request_types[number];
