@@ -97,26 +97,6 @@ int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *
     return -VBLK_EIO;
 }
 
-/* A submitter may read it while an interrupt changes it. On a 32-bit machine it may then see half of each,
- * for once: a request is refused, or the device refuses it. */
-uint64_t capacity_get(const struct vblk *disk)
-{
-#if UINTPTR_MAX > 0xffffffffu
-    return __atomic_load_n(&disk->capacity, __ATOMIC_RELAXED);
-#else
-    return *(const volatile uint64_t *)&disk->capacity;
-#endif
-}
-
-void capacity_set(struct vblk *disk, uint64_t sectors)
-{
-#if UINTPTR_MAX > 0xffffffffu
-    __atomic_store_n(&disk->capacity, sectors, __ATOMIC_RELAXED);
-#else
-    *(volatile uint64_t *)&disk->capacity = sectors;
-#endif
-}
-
 /* Whole blocks, and such that sector * 512 fits 64 bits. */
 uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config)
 {
@@ -163,6 +143,7 @@ int config_apply(struct vblk *disk)
     }
     disk->block_size = block;
     disk->sectors_per_block = block / VIRTIO_BLK_SECTOR_BYTES;
+    disk->part_bytes_max = PART_BYTES_MAX & ~(block - 1);
     for (disk->block_shift = 9; block > VIRTIO_BLK_SECTOR_BYTES; block >>= 1)
         disk->block_shift++;
     capacity_set(disk, capacity_of(disk, config));

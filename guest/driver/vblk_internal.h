@@ -20,7 +20,6 @@ void *memcpy(void *restrict to, const void *restrict from, size_t n);
 void *memset(void *to, int c, size_t n);
 
 #define NONE16 0xffffu
-#define NONE32 0xffffffffu
 
 #define QUEUE_SIZE_DEFAULT  256u
 #define DEADLINE_DEFAULT_NS 30000000000ull
@@ -37,41 +36,33 @@ struct part_dma {
     uint8_t status;
     uint8_t unused[23];
 };
-_Static_assert(sizeof(struct part_dma) == 64, "a line each");
+_Static_assert(sizeof(struct part_dma) == VQ_SLOT_BYTES, "a line each");
+_Static_assert(offsetof(struct part_dma, status) == VQ_SLOT_STATUS, "vq.h");
+_Static_assert(sizeof(struct virtio_blk_req_header) == VQ_HEADER_LEN, "vq.h");
 _Static_assert(offsetof(struct part_dma, status) == offsetof(struct part_dma, append_sector) + 8, "5.2.6");
-
-/* One shared stretch of a caller's buffer. */
-struct piece {
-    void *mem;
-    uint64_t addr;
-    uint32_t len;
-    uint32_t next;
-};
 
 struct part {
     struct vblk_request *request;
     uint64_t sector;
     uint64_t seg_offset; /* where in the request's segments it begins: for the bounce block */
-    uint32_t seg;
-    uint32_t amount;      /* bytes, or sectors of a range */
-    uint32_t first_piece; /* NONE32: no data, or all of it in the bounce block */
+    uint32_t seg;        /* or a flush's number */
+    uint32_t amount;     /* bytes, or sectors of a range */
     uint32_t serial;
     uint16_t npieces;
     uint16_t older, newer; /* in flight; or newer = next free part */
     uint8_t attempts;
     bool bounced;
+    struct vq_piece piece; /* the first; more of them in the queue's pool */
 };
 
 struct queue {
     struct vq vq;
     struct vblk *disk;
     struct part *parts;
-    struct piece *pieces;
+    struct vq_piece *pool;
     struct part_dma *dma;
-    uint8_t *tables; /* indirect, or NULL */
     uint8_t *bounce;
-    uint64_t dma_addr, tables_addr, bounce_addr;
-    uint32_t table_bytes; /* of each */
+    uint64_t bounce_addr;
     uint16_t index;
     uint16_t vector;
     uint16_t nparts, free_part, oldest, newest;
@@ -114,6 +105,7 @@ struct vblk {
     uint64_t deadline_ns;
     uint32_t block_size, sectors_per_block, block_shift;
     uint32_t size_max, seg_max; /* in force; never 0 */
+    uint32_t part_bytes_max;    /* whole blocks */
     struct limits discard, zeroes, erase;
     unsigned num_queues, queue_size, device_num_queues;
     bool poll_only, polling, packed, legacy, has_flush;
@@ -165,6 +157,26 @@ static inline void say(const struct vblk *disk, enum vblk_log_level level, const
 {
     if (disk->platform->log)
         disk->platform->log(disk->platform->ctx, level, text);
+}
+
+/* A submitter may read it while an interrupt changes it. On a 32-bit machine it may then see half of each,
+ * for once: a request is refused, or the device refuses it. */
+static inline uint64_t capacity_get(const struct vblk *disk)
+{
+#if UINTPTR_MAX > 0xffffffffu
+    return __atomic_load_n(&disk->capacity, __ATOMIC_RELAXED);
+#else
+    return *(const volatile uint64_t *)&disk->capacity;
+#endif
+}
+
+static inline void capacity_set(struct vblk *disk, uint64_t sectors)
+{
+#if UINTPTR_MAX > 0xffffffffu
+    __atomic_store_n(&disk->capacity, sectors, __ATOMIC_RELAXED);
+#else
+    *(volatile uint64_t *)&disk->capacity = sectors;
+#endif
 }
 
 static inline int state_get(const struct vblk *disk)
@@ -222,8 +234,6 @@ int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *
 int config_apply(struct vblk *disk);
 uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config);
 void config_refresh(struct vblk *disk);
-uint64_t capacity_get(const struct vblk *disk);
-void capacity_set(struct vblk *disk, uint64_t sectors);
 
 /* vblk_start.c */
 int device_reset(struct vblk *disk);
@@ -233,7 +243,7 @@ void device_go(struct vblk *disk);
 int queue_enable(struct vblk *disk, struct queue *q);
 void status_add(struct vblk *disk, uint8_t bits);
 
-/* vblk_check.c */
+/* vblk_submit.c */
 enum {
     OP_IN = 1,         /* data that the device writes */
     OP_OUT = 2,        /* data that it reads */
@@ -257,7 +267,6 @@ struct op_info {
 #define OP_COUNT ((unsigned)VBLK_ZONE_APPEND + 1)
 extern const struct op_info op_table[OP_COUNT];
 
-int request_check(const struct vblk *disk, const struct vblk_request *request, uint64_t *amount);
 const struct limits *range_limits(const struct vblk *disk, enum vblk_op op);
 int status_result(const struct vblk *disk, uint8_t status);
 

@@ -13,149 +13,193 @@
 
 /* ---- pieces of a caller's buffers ---- */
 
-static void unshare(struct queue *q, const struct piece *piece, bool in)
+/* The part's next piece, not filled in; LAST is the one before it. There is always one: each piece in flight
+ * has a descriptor of the ring, or of its part's table, and there are as many of both. */
+static struct vq_piece *piece_append(struct queue *q, struct part *part, struct vq_piece *last)
+{
+    struct vq_piece *piece = &part->piece;
+
+    if (part->npieces) {
+        if (q->free_piece == VQ_NO_PIECE)
+            return NULL;
+        last->next = q->free_piece;
+        piece = &q->pool[q->free_piece];
+        q->free_piece = piece->next;
+    }
+    piece->next = VQ_NO_PIECE;
+    part->npieces++;
+    return piece;
+}
+
+static void piece_unshare(struct queue *q, const struct vq_piece *piece, bool in)
 {
     const struct vblk_platform *platform = q->disk->platform;
 
-    platform->unshare(platform->ctx, piece->mem, piece->len, in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE,
-                      (vblk_dma_addr){piece->addr});
+    if (piece->mem)
+        platform->unshare(platform->ctx, piece->mem, piece->len, in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE,
+                          (vblk_dma_addr){piece->addr});
 }
 
-static uint32_t piece_drop(struct queue *q, uint32_t index, bool in)
+/* Ends the sharing of all pieces after LAST, and gives them back to the pool. */
+static void pieces_drop_after(struct queue *q, struct part *part, struct vq_piece *last, bool in)
 {
-    struct piece *piece = &q->pieces[index];
-    uint32_t next = piece->next;
+    uint32_t index = last->next;
 
-    unshare(q, piece, in);
-    piece->next = q->free_piece;
-    q->free_piece = index;
-    return next;
+    last->next = VQ_NO_PIECE;
+    while (index != VQ_NO_PIECE) {
+        struct vq_piece *piece = &q->pool[index];
+        uint32_t next = piece->next;
+        piece_unshare(q, piece, in);
+        piece->next = q->free_piece;
+        q->free_piece = index;
+        part->npieces--;
+        index = next;
+    }
 }
 
-static void pieces_drop(struct queue *q, struct part *part, bool in)
+static inline void pieces_drop(struct queue *q, struct part *part, bool in)
 {
-    uint32_t index = part->first_piece;
-
-    while (index != NONE32)
-        index = piece_drop(q, index, in);
-    part->first_piece = NONE32;
+    if (part->npieces == 0)
+        return;
+    if (part->npieces > 1)
+        pieces_drop_after(q, part, &part->piece, in);
+    piece_unshare(q, &part->piece, in);
     part->npieces = 0;
 }
 
-/* Shares the next up to WANT bytes at MEM. */
-static int piece_add(struct queue *q, struct part *part, void *mem, size_t want, bool in, uint32_t *got)
+/* Shares the next up to WANT bytes at MEM as a piece after *LAST, which it becomes. An error, or 0. */
+static int piece_share(struct queue *q, struct part *part, struct vq_piece **last, void *mem, size_t want,
+                       bool in)
 {
     const struct vblk_platform *platform = q->disk->platform;
-    uint32_t index = q->free_piece;
-    struct piece *piece = &q->pieces[index];
+    enum vblk_direction direction = in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE;
+    struct vq_piece *piece;
     vblk_dma_addr addr;
     size_t contiguous = 0;
-    int result;
+    int result = platform->share(platform->ctx, mem, want, direction, &addr, &contiguous);
 
-    if (index == NONE32)
-        return -VBLK_EAGAIN;
-    result =
-        platform->share(platform->ctx, mem, want, in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE, &addr, &contiguous);
     if (result < 0)
         return result == -VBLK_EAGAIN ? result : -VBLK_EINVAL;
     if (contiguous == 0 || contiguous > want)
         return -VBLK_EINVAL;
-    q->free_piece = piece->next;
+    piece = piece_append(q, part, *last);
+    if (!piece) {
+        platform->unshare(platform->ctx, mem, contiguous, direction, addr);
+        return -VBLK_EAGAIN;
+    }
     piece->mem = mem;
     piece->addr = addr.value;
     piece->len = (uint32_t)contiguous;
-    piece->next = part->first_piece; /* newest first, until all are there */
-    part->first_piece = index;
-    part->npieces++;
-    *got = (uint32_t)contiguous;
+    *last = piece;
     return 0;
 }
 
-/* Takes EXCESS bytes off the end. A piece that must be shorter is shared anew: a bounce buffer would
- * otherwise copy back more than the device was told of. False if it then comes out even shorter. */
-static bool pieces_trim(struct queue *q, struct part *part, uint32_t excess, bool in)
+/* A piece of the driver's own memory: a range, or a stretch of the bounce block. */
+static bool piece_own(struct queue *q, struct part *part, struct vq_piece **last, uint64_t addr, uint32_t len)
 {
-    while (excess) {
-        struct piece *piece = &q->pieces[part->first_piece];
-        void *mem = piece->mem;
-        uint32_t len = piece->len, got;
-        part->first_piece = piece_drop(q, part->first_piece, in);
-        part->npieces--;
-        if (len <= excess) {
-            excess -= len;
-            continue;
-        }
-        return piece_add(q, part, mem, len - excess, in, &got) == 0 && got == len - excess;
-    }
+    struct vq_piece *piece = piece_append(q, part, *last);
+
+    if (!piece)
+        return false;
+    piece->mem = NULL;
+    piece->addr = addr;
+    piece->len = len;
+    *last = piece;
     return true;
 }
 
-static void pieces_reverse(struct queue *q, struct part *part)
+/* Keeps the first KEEP bytes only, more than none. A piece that must be shorter is shared anew: a bounce
+ * buffer would otherwise copy back more than the device was told of. False if it then comes out even shorter.
+ */
+static bool pieces_keep(struct queue *q, struct part *part, uint32_t keep, bool in)
 {
-    uint32_t index = part->first_piece, reversed = NONE32;
+    struct vq_piece *piece = &part->piece, *before = NULL, short_piece;
+    const struct vblk_platform *platform = q->disk->platform;
+    size_t contiguous = 0;
+    vblk_dma_addr addr;
 
-    while (index != NONE32) {
-        uint32_t next = q->pieces[index].next;
-        q->pieces[index].next = reversed;
-        reversed = index;
-        index = next;
+    while (keep >= piece->len) {
+        keep -= piece->len;
+        before = piece;
+        if (keep == 0) {
+            pieces_drop_after(q, part, before, in);
+            return true;
+        }
+        piece = &q->pool[piece->next];
     }
-    part->first_piece = reversed;
+    pieces_drop_after(q, part, piece, in);
+    short_piece = *piece;
+    piece_unshare(q, piece, in);
+    piece->mem = NULL; /* nothing of it is shared, should it now fail */
+    if (platform->share(platform->ctx, short_piece.mem, keep, in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE, &addr,
+                        &contiguous) < 0)
+        return false;
+    piece->mem = short_piece.mem;
+    piece->addr = addr.value;
+    piece->len = (uint32_t)contiguous;
+    return contiguous == keep;
 }
 
 /* Copies between the bounce block and the request's segments, from where the part begins. */
 static void bounce_copy(struct queue *q, const struct part *part, bool to_caller)
 {
-    const struct vblk_seg *segs = part->request->segs;
+    const struct vblk_seg *seg = &part->request->segs[part->seg];
     size_t done = 0, offset = (size_t)part->seg_offset;
-    uint32_t seg = part->seg;
 
-    while (done < part->amount) {
-        size_t n = segs[seg].len - offset;
+    for (; done < part->amount; seg++, offset = 0) {
+        size_t n = seg->len - offset;
         if (n > part->amount - done)
             n = part->amount - done;
         if (to_caller)
-            memcpy((uint8_t *)segs[seg].addr + offset, q->bounce + done, n);
+            memcpy((uint8_t *)seg->addr + offset, q->bounce + done, n);
         else
-            memcpy(q->bounce + done, (const uint8_t *)segs[seg].addr + offset, n);
+            memcpy(q->bounce + done, (const uint8_t *)seg->addr + offset, n);
         done += n;
-        seg++;
-        offset = 0;
     }
 }
 
 /* One block whose bytes lie too scattered for the device's limits goes through the queue's bounce block. */
-static int part_bounce(struct queue *q, struct part *part)
+static int part_bounce(struct queue *q, struct part *part, uint32_t room)
 {
-    if (q->disk->block_size > BOUNCE_BYTES)
+    uint32_t left = q->disk->block_size, at = 0;
+    struct vq_piece *last = NULL;
+
+    if (left > BOUNCE_BYTES)
         return -VBLK_EINVAL;
-    if (q->bounce_busy)
+    if (q->bounce_busy || (uint64_t)room * q->disk->size_max < left)
         return -VBLK_EAGAIN;
-    part->amount = q->disk->block_size;
+    part->amount = left;
     part->bounced = true;
     q->bounce_busy = true;
+    while (left) {
+        uint32_t n = left < q->disk->size_max ? left : q->disk->size_max;
+        if (!piece_own(q, part, &last, q->bounce_addr + at, n))
+            return -VBLK_EAGAIN;
+        at += n;
+        left -= n;
+    }
     return 0;
 }
 
 /* Collects what of the request's data one part can hold, beginning where the part before it ended: in whole
  * blocks, or all of it. ROOM: descriptors for data. -VBLK_EAGAIN: not now. */
-static int part_gather(struct queue *q, struct vblk_request *request, struct part *part,
-                       const struct op_info *op, uint32_t room)
+static int part_gather(struct queue *q, struct vblk_request *request, struct part *part, unsigned flags,
+                       uint32_t room)
 {
     struct vblk *disk = q->disk;
-    bool in = op->flags & OP_IN, full_room = room >= q->max_pieces;
-    uint32_t limit = PART_BYTES_MAX & ~(disk->block_size - 1), bytes = 0, seg = request->driver.seg, got,
-             excess;
-    size_t offset = request->driver.seg_offset;
+    bool in = flags & OP_IN, all_room = room >= q->max_pieces;
+    uint32_t limit = disk->part_bytes_max, bytes = 0, keep;
+    struct vq_piece *last = NULL;
     int result;
+    const struct vblk_seg *seg = &request->segs[request->driver.seg];
+    size_t offset = request->driver.seg_offset;
 
     if (request->driver.remaining < limit)
         limit = (uint32_t)request->driver.remaining;
-    if (full_room)
+    if (all_room)
         room = q->max_pieces;
     while (bytes < limit && part->npieces < room) {
-        const struct vblk_seg *s = &request->segs[seg];
-        size_t want = s->len - offset;
+        size_t want = seg->len - offset;
         if (want == 0) {
             seg++;
             offset = 0;
@@ -165,63 +209,29 @@ static int part_gather(struct queue *q, struct vblk_request *request, struct par
             want = limit - bytes;
         if (want > disk->size_max)
             want = disk->size_max;
-        result = piece_add(q, part, (uint8_t *)s->addr + offset, want, in, &got);
+        result = piece_share(q, part, &last, (uint8_t *)seg->addr + offset, want, in);
         if (result < 0)
-            goto undo;
-        bytes += got;
-        offset += got;
+            return result;
+        bytes += last->len;
+        offset += last->len;
     }
-    if (op->flags & OP_WHOLE) {
-        result = full_room || q->oldest == NONE16 ? -VBLK_EINVAL : -VBLK_EAGAIN;
-        if (bytes < request->driver.remaining)
-            goto undo;
-    } else {
-        excess = bytes & (disk->block_size - 1);
-        if (excess && !pieces_trim(q, part, excess, in))
-            bytes = excess; /* can't be cut there: as if not one block fitted */
-        bytes -= excess;
-        if (bytes == 0) {
-            pieces_drop(q, part, in);
-            if (!full_room && q->oldest != NONE16)
-                return -VBLK_EAGAIN;
-            return part_bounce(q, part);
-        }
-    }
-    pieces_reverse(q, part);
     part->amount = bytes;
-    return 0;
-undo:
+    if (bytes == request->driver.remaining)
+        return 0;
+    if (flags & OP_WHOLE)
+        return all_room || q->oldest == NONE16 ? -VBLK_EINVAL : -VBLK_EAGAIN;
+    keep = bytes & ~(disk->block_size - 1);
+    if (keep == bytes)
+        return 0;
+    part->amount = keep;
+    if (keep && pieces_keep(q, part, keep, in))
+        return 0;
+    /* not one block fits, or it can't be cut there */
     pieces_drop(q, part, in);
-    return result;
+    return all_room || q->oldest == NONE16 ? part_bounce(q, part, room) : -VBLK_EAGAIN;
 }
 
 /* ---- on the ring, and off it ---- */
-
-static unsigned bounce_pieces(const struct queue *q, const struct part *part)
-{
-    uint32_t left = part->amount;
-    unsigned n = 1;
-
-    for (; left > q->disk->size_max; left -= q->disk->size_max)
-        n++;
-    return n;
-}
-
-static void add_bounce(struct queue *q, const struct part *part, bool in)
-{
-    uint32_t left = part->amount, at = 0;
-
-    if (in)
-        memset(q->bounce, 0, left); /* nothing of an earlier request shows through */
-    else
-        bounce_copy(q, part, false);
-    while (left) {
-        uint32_t n = left < q->disk->size_max ? left : q->disk->size_max;
-        vq_add(&q->vq, q->bounce_addr + at, n, in);
-        at += n;
-        left -= n;
-    }
-}
 
 /* Builds the part's chain and shows it to the device. False if the ring has no room. */
 bool part_put_on_ring(struct queue *q, unsigned index)
@@ -229,38 +239,35 @@ bool part_put_on_ring(struct queue *q, unsigned index)
     struct part *part = &q->parts[index];
     const struct op_info *op = &op_table[part->request->op];
     struct part_dma *dma = &q->dma[index];
-    bool in = op->flags & OP_IN;
-    unsigned n = 2u + (op->flags & OP_RANGE ? 1u : part->bounced ? bounce_pieces(q, part) : part->npieces);
-    uint8_t *table = NULL;
-    uint64_t table_addr = 0;
-    uint32_t piece;
+    unsigned op_flags = op->flags, flags = 0;
+    uint32_t writable = 1;
 
-    if (q->tables) {
-        table = q->tables + (size_t)index * q->table_bytes;
-        table_addr = q->tables_addr + (uint64_t)index * q->table_bytes;
+    if (op_flags & OP_IN) {
+        flags = VQ_IN;
+        writable += part->amount;
     }
-    if (!vq_begin(&q->vq, (uint16_t)index, n, table, table_addr))
-        return false;
     dma->header.type = le32_put(op->type);
     dma->header.reserved = le32_put(0);
-    dma->header.sector = le64_put(op->flags & OP_SECTOR ? part->sector : 0);
+    dma->header.sector = le64_put(op_flags & OP_SECTOR ? part->sector : 0);
     __atomic_store_n(&dma->status, STATUS_NONE, __ATOMIC_RELAXED);
-    vq_add(&q->vq, PART_DMA_ADDR(q, index, header), sizeof(dma->header), false);
-    if (op->flags & OP_RANGE) {
-        dma->range.sector = le64_put(part->sector);
-        dma->range.num_sectors = le32_put(part->amount);
-        dma->range.flags = le32_put(part->request->flags & VBLK_REQUEST_UNMAP ? VIRTIO_BLK_RANGE_F_UNMAP : 0);
-        vq_add(&q->vq, PART_DMA_ADDR(q, index, range), sizeof(dma->range), false);
+    if ((op_flags & (OP_RANGE | OP_ONCE)) || part->bounced) {
+        if (op_flags & OP_RANGE) {
+            dma->range.sector = le64_put(part->sector);
+            dma->range.num_sectors = le32_put(part->amount);
+            dma->range.flags =
+                le32_put(part->request->flags & VBLK_REQUEST_UNMAP ? VIRTIO_BLK_RANGE_F_UNMAP : 0);
+        }
+        if (op_flags & OP_ONCE) { /* ZONE_APPEND: the sector comes back before the status */
+            flags |= VQ_LONG_TRAILER;
+            writable += sizeof(dma->append_sector);
+        }
+        if (part->bounced && (op_flags & OP_IN))
+            memset(q->bounce, 0, part->amount); /* nothing of an earlier request shows through */
+        else if (part->bounced)
+            bounce_copy(q, part, false);
     }
-    if (part->bounced)
-        add_bounce(q, part, in);
-    for (piece = part->first_piece; piece != NONE32; piece = q->pieces[piece].next)
-        vq_add(&q->vq, q->pieces[piece].addr, q->pieces[piece].len, in);
-    if (op->flags & OP_ONCE) /* ZONE_APPEND: the sector that it went to, then the status */
-        vq_add(&q->vq, PART_DMA_ADDR(q, index, append_sector), sizeof(dma->append_sector) + 1, true);
-    else
-        vq_add(&q->vq, PART_DMA_ADDR(q, index, status), 1, true);
-    vq_publish(&q->vq);
+    if (!vq_put(&q->vq, index, part->npieces ? &part->piece : NULL, part->npieces, flags, writable))
+        return false;
     q->unkicked = true;
     return true;
 }
@@ -315,73 +322,81 @@ static void part_unlink(struct queue *q, unsigned index)
 }
 
 /* The request moves on by what PART took of it. */
-static void request_advance(struct vblk_request *request, const struct op_info *op, const struct part *part)
+static void request_advance(struct vblk_request *request, unsigned flags, const struct part *part)
 {
-    request->driver.remaining -= part->amount;
-    if (op->flags & OP_RANGE) {
-        request->driver.sector += part->amount;
-    } else if (op->flags & (OP_IN | OP_OUT)) {
-        size_t left = part->amount;
-        request->driver.sector += part->amount / VIRTIO_BLK_SECTOR_BYTES;
-        while (left) {
-            size_t here = request->segs[request->driver.seg].len - request->driver.seg_offset;
-            if (left < here) {
-                request->driver.seg_offset += left;
-                break;
-            }
-            left -= here;
-            request->driver.seg++;
-            request->driver.seg_offset = 0;
-        }
+    size_t left = part->amount;
+
+    request->driver.remaining -= left;
+    if (request->driver.remaining == 0)
+        return;
+    if (flags & OP_RANGE) {
+        request->driver.sector += left;
+        return;
     }
+    request->driver.sector += left / VIRTIO_BLK_SECTOR_BYTES;
+    while (left) {
+        size_t here = request->segs[request->driver.seg].len - request->driver.seg_offset;
+        if (left < here) {
+            request->driver.seg_offset += left;
+            return;
+        }
+        left -= here;
+        request->driver.seg++;
+        request->driver.seg_offset = 0;
+    }
+}
+
+/* Room for data on the ring; 0 if it is better to wait for more than to cut a request into crumbs. */
+static uint32_t data_room(const struct queue *q, const struct vblk_request *request)
+{
+    uint32_t free = q->vq.num_free, want = request->nsegs - request->driver.seg;
+
+    if (q->vq.tables)
+        return free ? UINT32_MAX : 0;
+    return free < 2u + (want < q->max_pieces ? want : q->max_pieces) ? 0 : free - 2u;
 }
 
 /* Makes the next part of the request and puts it on the ring. -VBLK_EAGAIN: no room now. */
 static int part_issue(struct queue *q, struct vblk_request *request, const struct op_info *op)
 {
-    struct vblk *disk = q->disk;
-    unsigned index = q->free_part;
+    unsigned index = q->free_part, flags = op->flags;
     struct part *part = &q->parts[index];
-    int result;
+    int result = 0;
 
     if (index == NONE16)
         return -VBLK_EAGAIN;
-    part->first_piece = NONE32;
-    part->npieces = 0;
-    part->bounced = false;
-    part->attempts = 0;
+    part->request = request;
     part->sector = request->driver.sector;
     part->seg = request->driver.seg;
     part->seg_offset = request->driver.seg_offset;
-    part->request = request;
-    if (op->flags & (OP_IN | OP_OUT)) {
-        uint32_t free = q->vq.num_free, room = UINT32_MAX, want = request->nsegs - request->driver.seg;
-        if (!q->tables) {
-            /* rather wait for room than cut a request into crumbs */
-            if (free < 2u + (want < q->max_pieces ? want : q->max_pieces))
-                return -VBLK_EAGAIN;
-            room = free - 2u;
-        } else if (free == 0) {
+    part->npieces = 0;
+    part->bounced = false;
+    part->attempts = 0;
+    part->amount = 1;
+    if (flags & (OP_IN | OP_OUT)) {
+        uint32_t room = data_room(q, request);
+        if (room == 0)
             return -VBLK_EAGAIN;
-        }
-        result = part_gather(q, request, part, op, room);
-        if (result < 0)
-            return result;
-    } else if (op->flags & OP_RANGE) {
-        part->amount = range_chunk(disk, request);
-    } else {
-        part->amount = 1;
+        result = part_gather(q, request, part, flags, room);
+    } else if (flags & OP_RANGE) {
+        struct vq_piece *last = NULL;
+        uint64_t slot = q->vq.slots_addr + (uint64_t)index * VQ_SLOT_BYTES;
+        part->amount = range_chunk(q->disk, request);
+        (void)piece_own(q, part, &last, slot + offsetof(struct part_dma, range),
+                        sizeof(struct virtio_blk_range));
     }
-    if (!part_put_on_ring(q, index)) {
-        pieces_drop(q, part, op->flags & OP_IN);
+    if (result == 0 && !part_put_on_ring(q, index))
+        result = -VBLK_EAGAIN;
+    if (result < 0) {
+        pieces_drop(q, part, flags & OP_IN);
         if (part->bounced)
             q->bounce_busy = false;
-        return -VBLK_EAGAIN;
+        return result;
     }
-    if (op->flags & OP_FLUSH) /* see disk->flush_seq */
-        part->seg = __atomic_add_fetch(&disk->flush_seq, 1, __ATOMIC_SEQ_CST);
+    if (flags & OP_FLUSH) /* see disk->flush_seq */
+        part->seg = __atomic_add_fetch(&q->disk->flush_seq, 1, __ATOMIC_SEQ_CST);
     part_link(q, index);
-    request_advance(request, op, part);
+    request_advance(request, flags, part);
     request->driver.parts++;
     q->stats.parts++;
     return 0;
@@ -485,49 +500,4 @@ bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bo
         }
     }
     return request->driver.parts == 0 && request->driver.remaining == 0;
-}
-
-/* ---- submit ---- */
-
-int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
-{
-    struct queue *q;
-    uint64_t amount;
-    int result;
-
-    if (queue >= disk->num_queues)
-        return -VBLK_EINVAL;
-    result = request_check(disk, request, &amount);
-    if (result < 0)
-        return result;
-    if (state_get(disk) == DISK_FAILED)
-        return -VBLK_ENODEV;
-    q = &disk->queues[queue];
-    request->driver.next = NULL;
-    request->driver.remaining = amount;
-    request->driver.sector = request->sector;
-    request->driver.seg_offset = 0;
-    request->driver.seg = 0;
-    request->driver.parts = 0;
-    request->driver.result = 0;
-    q->stats.requests++;
-    if (disk->trace)
-        disk->trace(disk->trace_opaque, VBLK_TRACE_SUBMIT, queue, request);
-    if (request->op == VBLK_FLUSH && !disk->has_flush) {
-        request_finish_later(q, request); /* such a device is write-through (5.2.5.1) */
-        return 0;
-    }
-    if (!q->waiting && queue_enter(q)) {
-        bool all = queue_ready(q) && request_issue(q, request);
-        queue_leave(q);
-        if (all)
-            return 0;
-    }
-    if (q->waiting)
-        q->waiting_last->driver.next = request;
-    else
-        q->waiting = request;
-    q->waiting_last = request;
-    q->stats.waits_for_room++;
-    return 0;
 }

@@ -49,12 +49,13 @@ static void shape_of(const struct vblk_config *config, bool legacy, struct shape
     shape->queue_size = n;
     shape->num_queues = config->num_queues ? config->num_queues : 1;
     shape->segs = config->indirect_segs < n ? config->indirect_segs : n;
-    /* without tables a chain takes two descriptors at least, and each piece one of its own */
+    /* without tables a chain takes two descriptors at least, and each piece one of its own; one is in the
+     * part */
     shape->parts = shape->segs ? n : (n + 1) / 2;
-    shape->pieces = shape->segs ? n * shape->segs : n;
+    shape->pieces = shape->segs > 1 ? n * (shape->segs - 1) : n;
     shape->table_bytes = shape->segs ? 16u * (shape->segs + 2u) : 0;
     shape->private_bytes = ALIGN64(sizeof(struct part) * shape->parts) +
-                           ALIGN64(sizeof(struct piece) * (size_t)shape->pieces) +
+                           ALIGN64(sizeof(struct vq_piece) * (size_t)shape->pieces) +
                            ALIGN64(sizeof(struct vq_chain) * n);
     split = vq_split_bytes(n, legacy, &a, &b);
     packed = vq_packed_bytes(n, &a, &b);
@@ -96,7 +97,7 @@ static void queue_lists_init(struct queue *q, unsigned pieces)
     for (i = 0; i < q->nparts; i++)
         q->parts[i].newer = (uint16_t)(i + 1 < q->nparts ? i + 1 : NONE16);
     for (i = 0; i < pieces; i++)
-        q->pieces[i].next = i + 1 < pieces ? i + 1 : NONE32;
+        q->pool[i].next = i + 1 < pieces ? i + 1 : VQ_NO_PIECE;
     q->free_part = 0;
     q->free_piece = 0;
     q->oldest = q->newest = NONE16;
@@ -110,7 +111,8 @@ static void queue_carve(struct vblk *disk, struct queue *q, unsigned index, cons
     q->vector = VTR_NO_VECTOR;
     q->nparts = (uint16_t)shape->parts;
     q->parts = carve(at, sizeof(struct part) * shape->parts);
-    q->pieces = carve(at, sizeof(struct piece) * (size_t)shape->pieces);
+    q->pool = carve(at, sizeof(struct vq_piece) * (size_t)shape->pieces);
+    q->vq.pool = q->pool;
     q->vq.chains = carve(at, sizeof(struct vq_chain) * shape->queue_size);
     queue_lists_init(q, shape->pieces);
 }
@@ -125,15 +127,15 @@ static int queue_dma(struct vblk *disk, struct queue *q, const struct shape *sha
         return -VBLK_ENOMEM;
     q->dma_block_bytes = bytes;
     q->dma = (struct part_dma *)((uint8_t *)q->dma_block + at);
-    q->dma_addr = q->dma_block_addr.value + at;
+    q->vq.slots_addr = q->dma_block_addr.value + at;
     at += sizeof(struct part_dma) * shape->parts;
     q->bounce = (uint8_t *)q->dma_block + at;
     q->bounce_addr = q->dma_block_addr.value + at;
     at += BOUNCE_BYTES;
     if (with_tables) {
-        q->tables = (uint8_t *)q->dma_block + at;
-        q->tables_addr = q->dma_block_addr.value + at;
-        q->table_bytes = (uint32_t)shape->table_bytes;
+        q->vq.tables = (uint8_t *)q->dma_block + at;
+        q->vq.tables_addr = q->dma_block_addr.value + at;
+        q->vq.table_bytes = (uint32_t)shape->table_bytes;
     }
     return 0;
 }

@@ -7,9 +7,9 @@
  * wishes are read, once each, checked before use. A breach sets `broken`, and nothing but vq_reset leads out
  * of that.
  *
- * A chain is built by vq_begin, that reserves room or says no, and as many vq_add as were announced; they
- * can't fail. vq_publish shows it to the device. Notifying is apart: vq_want_notify, once for any number of
- * chains.
+ * A chain is a header that the device reads, a list of pieces that it reads or writes, and a trailer that it
+ * writes; vq_put puts all of it on the ring at once, or says that there is no room. Notifying is apart:
+ * vq_want_notify, once for any number of chains.
  */
 #ifndef RINGSIDE_VQ_H
 #define RINGSIDE_VQ_H
@@ -22,6 +22,28 @@
 #include "guest/driver/vblk_platform.h"
 
 #define VQ_LEN_UNKNOWN UINT32_MAX
+
+/* One stretch of memory as the device sees it, in a list. MEM: the caller's memory that was shared for it, or
+ * NULL if it lies in the driver's own. */
+struct vq_piece {
+    void *mem;
+    uint64_t addr;
+    uint32_t len;
+    uint32_t next; /* index in the pool of the next, or VQ_NO_PIECE */
+};
+
+#define VQ_NO_PIECE UINT32_MAX
+
+/* Each token has a slot of shared memory, and a table if there are tables. In the slot, the header that the
+ * device reads comes first; the trailer that it writes ends with the status byte. */
+#define VQ_SLOT_BYTES  64u
+#define VQ_SLOT_STATUS 40u
+#define VQ_HEADER_LEN  16u
+
+enum {
+    VQ_IN = 1,          /* the device writes the pieces */
+    VQ_LONG_TRAILER = 2 /* 8 bytes more, before the status */
+};
 
 /* What the driver remembers of a chain; index: head descriptor (split) or buffer id (packed). */
 struct vq_chain {
@@ -36,9 +58,8 @@ struct vq;
 
 struct vq_ops {
     void (*init)(struct vq *vq);
-    void (*begin)(struct vq *vq);
-    void (*add)(struct vq *vq, uint64_t addr, uint32_t len, uint16_t flags);
-    void (*publish)(struct vq *vq);
+    bool (*put)(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces, unsigned flags,
+                uint32_t writable);
     bool (*want_notify)(struct vq *vq);
     int (*pop)(struct vq *vq, uint16_t *token, uint32_t *len);
     void (*interrupts_off)(struct vq *vq);
@@ -48,6 +69,11 @@ struct vq_ops {
 struct vq {
     const struct vq_ops *ops;
     struct vq_chain *chains;
+    const struct vq_piece *pool;
+    uint64_t slots_addr;
+    uint8_t *tables; /* NULL: none, chains lie in the ring itself */
+    uint64_t tables_addr;
+    uint32_t table_bytes; /* of each */
     uint16_t size;
     uint16_t num_free;  /* descriptors */
     uint16_t in_flight; /* chains */
@@ -55,20 +81,6 @@ struct vq {
     bool event_idx, in_order, order_platform;
     bool ignore_len; /* legacy devices get used lengths wrong (2.7.8.1) */
     bool broken;
-
-    struct { /* the chain being built */
-        uint16_t head;
-        uint16_t at;   /* next descriptor, or entry of the table */
-        uint16_t left; /* adds to come */
-        uint16_t ndesc;
-        uint16_t token;
-        uint16_t last; /* split: descriptor written last */
-        uint32_t writable;
-        void *table; /* indirect, or NULL */
-        uint64_t table_addr;
-        uint16_t table_len;
-        uint16_t first_flags; /* packed: withheld until vq_publish */
-    } build;
 
     /* Batch of an IN_ORDER device: chains up to batch_last are done (2.7.9, 2.8.8) */
     uint16_t oldest, batch_last;
@@ -119,36 +131,18 @@ static inline void vq_reset(struct vq *vq)
     vq->ops->init(vq);
 }
 
-/* Starts a chain of N buffers that will be known as TOKEN. TABLE: memory for N table entries at TABLE_ADDR,
- * or NULL for a chain in the ring itself. False if there is no room; then nothing has changed. */
-static inline bool vq_begin(struct vq *vq, uint16_t token, unsigned n, void *table, uint64_t table_addr)
+/* Makes a chain available: TOKEN's header, NPIECES pieces of which FIRST is the first (NULL: none), TOKEN's
+ * trailer. WRITABLE: bytes in all that the device may write. False if there is no room; then nothing has
+ * changed. */
+static inline bool vq_put(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces,
+                          unsigned flags, uint32_t writable)
 {
-    unsigned ndesc = table ? 1 : n;
-
-    if (ndesc > vq->num_free)
-        return false;
-    vq->build.token = token;
-    vq->build.left = (uint16_t)n;
-    vq->build.ndesc = (uint16_t)ndesc;
-    vq->build.writable = 0;
-    vq->build.table = table;
-    vq->build.table_addr = table_addr;
-    vq->build.table_len = (uint16_t)n;
-    vq->ops->begin(vq);
-    return true;
+    return vq->ops->put(vq, token, first, npieces, flags, writable);
 }
 
-/* The next buffer; WRITE: the device writes it. All device-readable ones come first (2.7.4.2, 2.8.17). */
-static inline void vq_add(struct vq *vq, uint64_t addr, uint32_t len, bool write)
+static inline const struct vq_piece *vq_next_piece(const struct vq *vq, const struct vq_piece *piece)
 {
-    if (write)
-        vq->build.writable += len;
-    vq->ops->add(vq, addr, len, write ? VIRTQ_DESC_F_WRITE : 0);
-}
-
-static inline void vq_publish(struct vq *vq)
-{
-    vq->ops->publish(vq);
+    return piece->next == VQ_NO_PIECE ? NULL : &vq->pool[piece->next];
 }
 
 /* Whether the device wants to hear of what was published since the last call. */

@@ -67,72 +67,80 @@ static void packed_init(struct vq *vq)
     vq->ops->interrupts_off(vq);
 }
 
-static void packed_begin(struct vq *vq)
+static inline void put_desc(struct virtq_packed_desc *desc, uint64_t addr, uint32_t len, unsigned id)
 {
-    vq->build.head = vq->u.packed.next;
-    vq->build.at = 0;
+    desc->addr = le64_put(addr);
+    desc->len = le32_put(len);
+    desc->id = le16_put((uint16_t)id);
 }
 
 /* AVAIL and USED of a descriptor made available in the present lap (2.8.1) */
-static uint16_t avail_flags(const struct vq *vq)
+static inline unsigned lap_flags(const struct vq *vq)
 {
     return vq->u.packed.wrap ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED;
 }
 
-static void ring_put(struct vq *vq, uint64_t addr, uint32_t len, uint16_t flags)
+static inline struct virtq_packed_desc *next_slot(struct vq *vq)
 {
-    uint16_t slot = vq->u.packed.next;
-    struct virtq_packed_desc *desc = &vq->u.packed.desc[slot];
-
-    desc->addr = le64_put(addr);
-    desc->len = le32_put(len);
-    desc->id = le16_put(vq->free_head);
-    flags |= avail_flags(vq);
-    if (slot == vq->build.head)
-        vq->build.first_flags = flags; /* withheld until vq_publish (2.8.17) */
-    else
-        le16_store(&desc->flags, flags);
-    if (++slot == vq->size) {
-        slot = 0;
+    if (++vq->u.packed.next == vq->size) {
+        vq->u.packed.next = 0;
         vq->u.packed.wrap = !vq->u.packed.wrap;
     }
-    vq->u.packed.next = slot;
+    return &vq->u.packed.desc[vq->u.packed.next];
 }
 
-static void packed_add(struct vq *vq, uint64_t addr, uint32_t len, uint16_t flags)
+static bool packed_put(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces,
+                       unsigned flags, uint32_t writable)
 {
-    bool more = --vq->build.left != 0;
-
-    if (vq->build.table) {
-        /* 2.8.19: in a table only WRITE means anything, and it is in sequence */
-        struct virtq_packed_desc *desc = (struct virtq_packed_desc *)vq->build.table + vq->build.at++;
-        desc->addr = le64_put(addr);
-        desc->len = le32_put(len);
-        desc->id = le16_put(0);
-        desc->flags = le16_put(flags);
-        return;
-    }
-    ring_put(vq, addr, len, flags | (more ? VIRTQ_DESC_F_NEXT : 0));
-}
-
-static void packed_publish(struct vq *vq)
-{
-    uint16_t id = vq->free_head;
+    unsigned ndesc = npieces + 2, head_flags = lap_flags(vq) | VIRTQ_DESC_F_NEXT, id = vq->free_head;
+    unsigned piece_flags = VIRTQ_DESC_F_NEXT | (flags & VQ_IN ? VIRTQ_DESC_F_WRITE : 0);
+    struct virtq_packed_desc *head = &vq->u.packed.desc[vq->u.packed.next], *desc = head;
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    uint32_t more = flags & VQ_LONG_TRAILER ? 8 : 0;
     struct vq_chain *chain = &vq->chains[id];
+    const struct vq_piece *piece;
 
-    if (vq->build.table)
-        ring_put(vq, vq->build.table_addr, 16u * vq->build.table_len, VIRTQ_DESC_F_INDIRECT);
-    chain->token = vq->build.token;
-    chain->ndesc = vq->build.ndesc;
-    chain->writable = vq->build.writable;
+    if (vq->tables)
+        ndesc = 1;
+    if (ndesc > vq->num_free)
+        return false;
+    if (vq->tables) {
+        put_desc(head, vq->tables_addr + (uint64_t)token * vq->table_bytes, 16u * (npieces + 2), id);
+        head_flags = lap_flags(vq) | VIRTQ_DESC_F_INDIRECT;
+        /* 2.8.19: in a table only WRITE means anything, and the entries are in sequence */
+        desc = (struct virtq_packed_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
+        put_desc(desc, slot, VQ_HEADER_LEN, 0);
+        le16_store(&desc->flags, 0);
+        for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
+            put_desc(++desc, piece->addr, piece->len, 0);
+            le16_store(&desc->flags, piece_flags & VIRTQ_DESC_F_WRITE);
+        }
+        put_desc(++desc, slot + VQ_SLOT_STATUS - more, 1 + more, 0);
+        le16_store(&desc->flags, VIRTQ_DESC_F_WRITE);
+    } else {
+        put_desc(head, slot, VQ_HEADER_LEN, id);
+        for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
+            desc = next_slot(vq);
+            put_desc(desc, piece->addr, piece->len, id);
+            le16_store(&desc->flags, (uint16_t)(piece_flags | lap_flags(vq)));
+        }
+        desc = next_slot(vq);
+        put_desc(desc, slot + VQ_SLOT_STATUS - more, 1 + more, id);
+        le16_store(&desc->flags, (uint16_t)(VIRTQ_DESC_F_WRITE | lap_flags(vq)));
+    }
+    (void)next_slot(vq);
+    chain->token = (uint16_t)token;
+    chain->ndesc = (uint16_t)ndesc;
+    chain->writable = writable;
     vq->free_head = chain->link;
-    vq->num_free = (uint16_t)(vq->num_free - chain->ndesc);
+    vq->num_free = (uint16_t)(vq->num_free - ndesc);
     vq->in_flight++;
-    vq->u.packed.added = (uint16_t)(vq->u.packed.added + chain->ndesc);
-    /* Release, 2.8.21.1.1: the whole chain is seen before its first descriptor is available. Pairs with the
-     * device's read barrier after it has seen these flags. */
+    vq->u.packed.added = (uint16_t)(vq->u.packed.added + ndesc);
+    /* Release, 2.8.21.1.1: the whole chain is seen before its first descriptor is available (2.8.17). Pairs
+     * with the device's read barrier after it has seen these flags. */
     vblk_barrier_write(vq->order_platform);
-    le16_store_release(&vq->u.packed.desc[vq->build.head].flags, vq->build.first_flags);
+    le16_store_release(&head->flags, (uint16_t)head_flags);
+    return true;
 }
 
 static bool packed_want_notify(struct vq *vq)
@@ -172,7 +180,7 @@ static int packed_broken(struct vq *vq)
     return -VBLK_EIO;
 }
 
-static int packed_take(struct vq *vq, uint16_t id, uint16_t *token)
+static inline int packed_take(struct vq *vq, uint16_t id, uint16_t *token)
 {
     struct vq_chain *chain = &vq->chains[id];
     unsigned slot = vq->last_used + chain->ndesc;
@@ -270,9 +278,7 @@ static bool packed_interrupts_on(struct vq *vq)
 
 const struct vq_ops vq_packed_ops = {
     .init = packed_init,
-    .begin = packed_begin,
-    .add = packed_add,
-    .publish = packed_publish,
+    .put = packed_put,
     .want_notify = packed_want_notify,
     .pop = packed_pop,
     .interrupts_off = packed_interrupts_off,

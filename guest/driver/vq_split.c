@@ -76,13 +76,8 @@ static void split_init(struct vq *vq)
     vq->ops->interrupts_off(vq);
 }
 
-static void split_begin(struct vq *vq)
-{
-    vq->build.head = vq->free_head;
-    vq->build.at = vq->build.table ? 0 : vq->free_head;
-}
-
-static void put_desc(struct virtq_desc *desc, uint64_t addr, uint32_t len, unsigned flags, unsigned next)
+static inline void put_desc(struct virtq_desc *desc, uint64_t addr, uint32_t len, unsigned flags,
+                            unsigned next)
 {
     desc->addr = le64_put(addr);
     desc->len = le32_put(len);
@@ -90,49 +85,54 @@ static void put_desc(struct virtq_desc *desc, uint64_t addr, uint32_t len, unsig
     desc->next = le16_put((uint16_t)next);
 }
 
-static void split_add(struct vq *vq, uint64_t addr, uint32_t len, uint16_t flags)
+static bool split_put(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces,
+                      unsigned flags, uint32_t writable)
 {
-    uint16_t at = vq->build.at;
-    bool more = --vq->build.left != 0;
-    struct virtq_desc *desc;
-    unsigned next;
+    struct virtq_desc *desc = vq->u.split.desc;
+    unsigned ndesc = npieces + 2, head = vq->free_head, idx = vq->u.split.avail_idx, at = head, next;
+    unsigned piece_flags = VIRTQ_DESC_F_NEXT | (flags & VQ_IN ? VIRTQ_DESC_F_WRITE : 0);
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    uint32_t more = flags & VQ_LONG_TRAILER ? 8 : 0;
+    struct vq_chain *chains = vq->chains, *chain = &chains[head];
+    const struct vq_piece *piece;
+    bool table = vq->tables != NULL;
 
-    if (vq->build.table) {
-        desc = (struct virtq_desc *)vq->build.table + at;
-        next = at + 1u;
-    } else {
-        desc = &vq->u.split.desc[at];
-        next = vq->chains[at].link;
-    }
-    vq->build.last = at;
-    vq->build.at = (uint16_t)next;
-    put_desc(desc, addr, len, flags | (more ? VIRTQ_DESC_F_NEXT : 0), more ? next : 0);
-}
-
-static void split_publish(struct vq *vq)
-{
-    uint16_t head = vq->build.head, idx = vq->u.split.avail_idx;
-    struct vq_chain *chain = &vq->chains[head];
-
-    if (vq->build.table) {
-        put_desc(&vq->u.split.desc[head], vq->build.table_addr, 16u * vq->build.table_len,
+    if (table)
+        ndesc = 1;
+    if (ndesc > vq->num_free)
+        return false;
+    next = chain->link;
+    if (table) {
+        put_desc(&desc[head], vq->tables_addr + (uint64_t)token * vq->table_bytes, 16u * (npieces + 2),
                  VIRTQ_DESC_F_INDIRECT, 0);
-        vq->build.last = head;
+        desc = (struct virtq_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
+        at = 0;
+        next = 1;
     }
-    chain->token = vq->build.token;
-    chain->ndesc = vq->build.ndesc;
-    chain->tail = vq->build.last;
-    chain->writable = vq->build.writable;
-    vq->free_head = vq->chains[vq->build.last].link;
-    vq->num_free = (uint16_t)(vq->num_free - chain->ndesc);
+    put_desc(&desc[at], slot, VQ_HEADER_LEN, VIRTQ_DESC_F_NEXT, next);
+    for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
+        at = next;
+        next = table ? at + 1 : chains[at].link;
+        put_desc(&desc[at], piece->addr, piece->len, piece_flags, next);
+    }
+    put_desc(&desc[next], slot + VQ_SLOT_STATUS - more, 1 + more, VIRTQ_DESC_F_WRITE, 0);
+    if (table)
+        next = head;
+    chain->token = (uint16_t)token;
+    chain->ndesc = (uint16_t)ndesc;
+    chain->tail = (uint16_t)next;
+    chain->writable = writable;
+    vq->free_head = chains[next].link;
+    vq->num_free = (uint16_t)(vq->num_free - ndesc);
     vq->in_flight++;
 
-    le16_store(&vq->u.split.avail->ring[idx & (vq->size - 1u)], head);
-    vq->u.split.avail_idx = ++idx;
+    le16_store(&vq->u.split.avail->ring[idx & (vq->size - 1u)], (uint16_t)head);
+    vq->u.split.avail_idx = (uint16_t)++idx;
     /* Release, 2.7.13.3.1: descriptors and slot are seen before the index. Pairs with the device's read
      * barrier after it has loaded avail.idx. */
     vblk_barrier_write(vq->order_platform);
-    le16_store_release(&vq->u.split.avail->idx, idx);
+    le16_store_release(&vq->u.split.avail->idx, (uint16_t)idx);
+    return true;
 }
 
 static bool split_want_notify(struct vq *vq)
@@ -158,7 +158,7 @@ static int split_broken(struct vq *vq)
 
 /* Chain HEAD is done: its descriptors go back to the free list. With IN_ORDER they return in the order in
  * which they were taken, so the list stays the ring that it is and nothing needs linking. */
-static int split_take(struct vq *vq, uint16_t head, uint16_t *token)
+static inline int split_take(struct vq *vq, uint16_t head, uint16_t *token)
 {
     struct vq_chain *chain = &vq->chains[head];
 
@@ -268,9 +268,7 @@ static bool split_interrupts_on(struct vq *vq)
 
 const struct vq_ops vq_split_ops = {
     .init = split_init,
-    .begin = split_begin,
-    .add = split_add,
-    .publish = split_publish,
+    .put = split_put,
     .want_notify = split_want_notify,
     .pop = split_pop,
     .interrupts_off = split_interrupts_off,

@@ -124,7 +124,7 @@ static int check_whole(const struct vblk *disk, const struct vblk_request *reque
 
 /* Whether the request may go to this device. *AMOUNT: what is to be done of it, in bytes of data, sectors of
  * a range, or 1. */
-int request_check(const struct vblk *disk, const struct vblk_request *request, uint64_t *amount)
+static int request_check(const struct vblk *disk, const struct vblk_request *request, uint64_t *amount)
 {
     const struct op_info *op;
 
@@ -177,4 +177,47 @@ int status_result(const struct vblk *disk, uint8_t status)
     default:
         return -VBLK_EIO;
     }
+}
+
+int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
+{
+    struct queue *q;
+    uint64_t amount;
+    int result;
+
+    if (queue >= disk->num_queues)
+        return -VBLK_EINVAL;
+    result = request_check(disk, request, &amount);
+    if (result < 0)
+        return result;
+    if (state_get(disk) == DISK_FAILED)
+        return -VBLK_ENODEV;
+    q = &disk->queues[queue];
+    request->driver.next = NULL;
+    request->driver.remaining = amount;
+    request->driver.sector = request->sector;
+    request->driver.seg_offset = 0;
+    request->driver.seg = 0;
+    request->driver.parts = 0;
+    request->driver.result = 0;
+    q->stats.requests++;
+    if (disk->trace)
+        disk->trace(disk->trace_opaque, VBLK_TRACE_SUBMIT, queue, request);
+    if (request->op == VBLK_FLUSH && !disk->has_flush) {
+        request_finish_later(q, request); /* such a device is write-through (5.2.5.1) */
+        return 0;
+    }
+    if (!q->waiting && queue_enter(q)) {
+        bool all = queue_ready(q) && request_issue(q, request);
+        queue_leave(q);
+        if (all)
+            return 0;
+    }
+    if (q->waiting)
+        q->waiting_last->driver.next = request;
+    else
+        q->waiting = request;
+    q->waiting_last = request;
+    q->stats.waits_for_room++;
+    return 0;
 }
