@@ -169,6 +169,8 @@ int config_apply(struct vblk *disk)
     if (has_feature(disk, VIRTIO_BLK_F_MQ) && le16_get(config->num_queues) > 1)
         disk->device_num_queues = le16_get(config->num_queues);
     disk->serial_writes = has_feature(disk, VIRTIO_BLK_F_ZONED) && config->zoned.model == VIRTIO_BLK_Z_HM;
+    disk->short_bytes_max = disk->size_max < disk->part_bytes_max ? disk->size_max : disk->part_bytes_max;
+    disk->short_op_max = has_feature(disk, VIRTIO_BLK_F_RO) || disk->serial_writes ? VBLK_READ : VBLK_WRITE;
     disk->has_flush = has_feature(disk, VIRTIO_BLK_F_FLUSH);
     /* 5.2.5.1: with CONFIG_WCE the field says it; FLUSH alone means write-back; neither means write-through
      */

@@ -44,14 +44,13 @@ _Static_assert(offsetof(struct part_dma, status) == offsetof(struct part_dma, ap
 struct part {
     struct vblk_request *request;
     uint64_t sector;
-    uint64_t seg_offset; /* where in the request's segments it begins: for the bounce block */
-    uint32_t seg;        /* or a flush's number */
-    uint32_t amount;     /* bytes, or sectors of a range */
-    uint32_t serial;
-    uint16_t npieces;
+    uint64_t seg_offset;   /* where in the request's segments it begins: for the bounce block */
+    uint32_t seg;          /* or a flush's number */
+    uint32_t amount;       /* bytes, or sectors of a range */
     uint16_t older, newer; /* in flight; or newer = next free part */
+    uint16_t npieces;
     uint8_t attempts;
-    bool bounced;
+    bool bounced, watched;
     struct vq_piece piece; /* the first; more of them in the queue's pool */
 };
 
@@ -72,12 +71,10 @@ struct queue {
     uint32_t epoch; /* of the disk, when this queue last looked */
     struct vblk_request *waiting, *waiting_last;
     struct vblk_request *finished; /* answered without the device; completed by the next poll */
-    uint32_t serial;
-    uint32_t dirty_seq; /* see disk->flush_seq */
+    uint32_t dirty_seq;            /* see disk->flush_seq */
 
     /* the watch on the oldest part (or waiting request) */
-    uint32_t watch_serial;
-    const struct vblk_request *watch_request;
+    const struct vblk_request *watch_request; /* the waiting one */
     uint64_t watch_since_ns;
     uint8_t watch_step;
     uint8_t busy_polls;
@@ -106,6 +103,8 @@ struct vblk {
     uint32_t block_size, sectors_per_block, block_shift;
     uint32_t size_max, seg_max; /* in force; never 0 */
     uint32_t part_bytes_max;    /* whole blocks */
+    uint32_t short_bytes_max;   /* in one descriptor */
+    uint32_t short_op_max;      /* VBLK_WRITE; VBLK_READ if writing has rules of its own */
     struct limits discard, zeroes, erase;
     unsigned num_queues, queue_size, device_num_queues;
     bool poll_only, polling, packed, legacy, has_flush;
@@ -227,6 +226,39 @@ static inline bool queue_ready(const struct queue *q)
 {
     return state_get(q->disk) == DISK_LIVE && !q->vq.broken &&
            q->epoch == __atomic_load_n(&q->disk->epoch, __ATOMIC_ACQUIRE);
+}
+
+/* The part becomes the newest in flight. */
+static inline void part_link(struct queue *q, unsigned index)
+{
+    struct part *part = &q->parts[index];
+
+    q->free_part = part->newer;
+    part->older = q->newest;
+    part->newer = NONE16;
+    if (q->newest == NONE16)
+        q->oldest = (uint16_t)index;
+    else
+        q->parts[q->newest].newer = (uint16_t)index;
+    q->newest = (uint16_t)index;
+}
+
+/* And it is free again. */
+static inline void part_unlink(struct queue *q, unsigned index)
+{
+    struct part *part = &q->parts[index];
+
+    if (part->older == NONE16)
+        q->oldest = part->newer;
+    else
+        q->parts[part->older].newer = part->newer;
+    if (part->newer == NONE16)
+        q->newest = part->older;
+    else
+        q->parts[part->newer].older = part->older;
+    part->request = NULL;
+    part->newer = q->free_part;
+    q->free_part = (uint16_t)index;
 }
 
 /* vblk_config.c */

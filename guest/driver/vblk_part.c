@@ -289,38 +289,6 @@ static uint32_t range_chunk(const struct vblk *disk, const struct vblk_request *
     return chunk;
 }
 
-static void part_link(struct queue *q, unsigned index)
-{
-    struct part *part = &q->parts[index];
-
-    q->free_part = part->newer;
-    part->serial = ++q->serial;
-    part->older = q->newest;
-    part->newer = NONE16;
-    if (q->newest == NONE16)
-        q->oldest = (uint16_t)index;
-    else
-        q->parts[q->newest].newer = (uint16_t)index;
-    q->newest = (uint16_t)index;
-}
-
-static void part_unlink(struct queue *q, unsigned index)
-{
-    struct part *part = &q->parts[index];
-
-    if (part->older == NONE16)
-        q->oldest = part->newer;
-    else
-        q->parts[part->older].newer = part->newer;
-    if (part->newer == NONE16)
-        q->newest = part->older;
-    else
-        q->parts[part->newer].older = part->older;
-    part->request = NULL;
-    part->newer = q->free_part;
-    q->free_part = (uint16_t)index;
-}
-
 /* The request moves on by what PART took of it. */
 static void request_advance(struct vblk_request *request, unsigned flags, const struct part *part)
 {
@@ -370,8 +338,9 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
     part->seg = request->driver.seg;
     part->seg_offset = request->driver.seg_offset;
     part->npieces = 0;
-    part->bounced = false;
     part->attempts = 0;
+    part->bounced = false;
+    part->watched = false;
     part->amount = 1;
     if (flags & (OP_IN | OP_OUT)) {
         uint32_t room = data_room(q, request);

@@ -70,6 +70,7 @@ static void queue_resubmit(struct queue *q)
         struct vblk_request *request = part->request;
         const struct op_info *op = &op_table[request->op];
         unsigned next = part->newer;
+        part->watched = false;
         uint64_t sectors = op->flags & OP_BLOCKS ? part->amount / VIRTIO_BLK_SECTOR_BYTES : part->amount;
         int result = 0;
 
@@ -86,8 +87,6 @@ static void queue_resubmit(struct queue *q)
             request_finish_later(q, request);
         index = next;
     }
-    q->watch_serial = 0;
-    q->watch_step = 0;
     q->rekicked = false;
     if (q->unkicked)
         queue_kick(q);
@@ -250,14 +249,34 @@ static void look_at_status(struct queue *q)
     }
 }
 
+/* Is it the same part, or the same request that waits for room, that was the oldest the last time? If not,
+ * the watch begins anew. */
+static bool still_the_same(struct queue *q, struct part *part, const struct vblk_request *request)
+{
+    bool same = part ? part->watched : request == q->watch_request;
+
+    q->watch_request = request;
+    if (part)
+        part->watched = true;
+    return same;
+}
+
+static void kick_again(struct queue *q)
+{
+    q->rekicked = true;
+    vblk_barrier_kick();
+    q->disk->vtr->ops->notify(q->disk->vtr, q->index, vq_position(&q->vq),
+                              has_feature(q->disk, VIRTIO_F_NOTIFICATION_DATA));
+}
+
 /* Called by polls that found nothing, and now and then by others. The oldest part is watched from the first
  * look at it, not from when it was submitted: a caller who did not poll, or a machine that was stopped, is no
  * fault of the device. */
 void queue_watch(struct queue *q)
 {
     struct vblk *disk = q->disk;
-    uint32_t serial = q->oldest == NONE16 ? 0 : q->parts[q->oldest].serial;
-    const struct vblk_request *request = q->oldest == NONE16 ? q->waiting : NULL;
+    struct part *part = q->oldest == NONE16 ? NULL : &q->parts[q->oldest];
+    const struct vblk_request *request = part ? NULL : q->waiting;
     uint64_t now, elapsed;
 
     if (q->vq.broken) {
@@ -271,15 +290,12 @@ void queue_watch(struct queue *q)
     }
     if (__atomic_load_n(&disk->config_pending, __ATOMIC_RELAXED))
         vblk_config_changed(disk);
-    if (q->oldest == NONE16 && !request) {
-        q->watch_serial = 0;
+    if (!part && !request) {
         q->watch_request = NULL;
         return;
     }
     now = now_ns(disk);
-    if (serial != q->watch_serial || request != q->watch_request) {
-        q->watch_serial = serial;
-        q->watch_request = request;
+    if (!still_the_same(q, part, request)) {
         q->watch_since_ns = now;
         q->watch_step = 0;
         q->rekicked = false;
@@ -291,16 +307,12 @@ void queue_watch(struct queue *q)
         look_at_status(q);
     } else if (q->watch_step == 1 && elapsed >= disk->deadline_ns / 2) {
         q->watch_step = 2;
-        if (serial) {
-            q->rekicked = true;
-            vblk_barrier_kick();
-            disk->vtr->ops->notify(disk->vtr, q->index, vq_position(&q->vq),
-                                   has_feature(disk, VIRTIO_F_NOTIFICATION_DATA));
-        }
+        if (part)
+            kick_again(q);
     } else if (q->watch_step == 2 && elapsed >= disk->deadline_ns) {
-        q->watch_serial = 0;
         q->watch_request = NULL;
-        if (serial) {
+        if (part) {
+            part->watched = false;
             say(disk, VBLK_LOG_WARNING, "a request was not done within its deadline");
             queue_recover(q, false);
         } else {

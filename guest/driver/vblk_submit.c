@@ -179,6 +179,67 @@ int status_result(const struct vblk *disk, uint8_t status)
     }
 }
 
+#ifndef __OPTIMIZE_SIZE__
+/* Most requests: a read or a write of one contiguous buffer, within all limits, with room on the ring. The
+ * same as the long way does, in a third of the instructions. False: nothing was done. */
+static inline bool submit_short(struct queue *q, struct vblk_request *request)
+{
+    const struct vblk_platform *platform;
+    struct vblk *disk = q->disk;
+    uint64_t sector = request->sector, capacity = capacity_get(disk), addr;
+    const struct vblk_seg *seg = request->segs;
+    unsigned index = q->free_part, op = request->op;
+    size_t len, contiguous = 0;
+    enum vblk_direction direction = op == VBLK_READ ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE;
+    struct part_dma *dma;
+    struct part *part;
+    vblk_dma_addr shared;
+
+    /* one read or write, no flags */
+    if (request->nsegs != 1 || op > disk->short_op_max || request->flags || index == NONE16 ||
+        q->vq.num_free < 3 || q->waiting || !queue_ready(q) || !request->complete)
+        return false;
+    len = seg->len;
+    if (len - 1 >= disk->short_bytes_max || ((len | sector << 9) & (disk->block_size - 1)) ||
+        sector > capacity || len / VIRTIO_BLK_SECTOR_BYTES > capacity - sector)
+        return false;
+    platform = disk->platform;
+    if (platform->share(platform->ctx, seg->addr, len, direction, &shared, &contiguous) < 0)
+        return false;
+    addr = shared.value;
+    if (contiguous != len) {
+        if (contiguous && contiguous < len)
+            platform->unshare(platform->ctx, seg->addr, contiguous, direction, shared);
+        return false;
+    }
+    part = &q->parts[index];
+    part->request = request;
+    part->sector = sector;
+    part->amount = (uint32_t)len;
+    part->npieces = 1;
+    part->attempts = 0;
+    part->bounced = false;
+    part->watched = false;
+    part->piece = (struct vq_piece){seg->addr, addr, (uint32_t)len, VQ_NO_PIECE};
+    dma = &q->dma[index];
+    dma->header.type = le32_put(op); /* the two have the numbers of their types */
+    dma->header.reserved = le32_put(0);
+    dma->header.sector = le64_put(sector);
+    __atomic_store_n(&dma->status, STATUS_NONE, __ATOMIC_RELAXED);
+    (void)vq_put_one(&q->vq, index, addr, (uint32_t)len,
+                     op == VBLK_READ); /* there is room: looked at above */
+    part_link(q, index);
+    request->driver.remaining = 0;
+    request->driver.parts = 1;
+    request->driver.result = 0;
+    q->unkicked = true;
+    q->stats.requests++;
+    q->stats.parts++;
+    return true;
+}
+_Static_assert((int)VBLK_READ == VIRTIO_BLK_T_IN && (int)VBLK_WRITE == VIRTIO_BLK_T_OUT, "submit_short");
+#endif
+
 int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
 {
     struct queue *q;
@@ -187,12 +248,20 @@ int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
 
     if (queue >= disk->num_queues)
         return -VBLK_EINVAL;
+    q = &disk->queues[queue];
+#ifndef __OPTIMIZE_SIZE__
+    if (!disk->trace && queue_enter(q)) {
+        bool done = submit_short(q, request);
+        queue_leave(q);
+        if (done)
+            return 0;
+    }
+#endif
     result = request_check(disk, request, &amount);
     if (result < 0)
         return result;
     if (state_get(disk) == DISK_FAILED)
         return -VBLK_ENODEV;
-    q = &disk->queues[queue];
     request->driver.next = NULL;
     request->driver.remaining = amount;
     request->driver.sector = request->sector;

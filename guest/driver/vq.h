@@ -60,6 +60,9 @@ struct vq_ops {
     void (*init)(struct vq *vq);
     bool (*put)(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces, unsigned flags,
                 uint32_t writable);
+#ifndef __OPTIMIZE_SIZE__
+    bool (*put_one)(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in);
+#endif
     bool (*want_notify)(struct vq *vq);
     int (*pop)(struct vq *vq, uint16_t *token, uint32_t *len);
     void (*interrupts_off)(struct vq *vq);
@@ -74,6 +77,7 @@ struct vq {
     uint8_t *tables; /* NULL: none, chains lie in the ring itself */
     uint64_t tables_addr;
     uint32_t table_bytes; /* of each */
+    unsigned mask;        /* split: size - 1 */
     uint16_t size;
     uint16_t num_free;  /* descriptors */
     uint16_t in_flight; /* chains */
@@ -144,6 +148,14 @@ static inline const struct vq_piece *vq_next_piece(const struct vq *vq, const st
 {
     return piece->next == VQ_NO_PIECE ? NULL : &vq->pool[piece->next];
 }
+
+#ifndef __OPTIMIZE_SIZE__
+/* The same for one piece, which most chains have; IN: 1 if the device writes it, else 0. */
+static inline bool vq_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+{
+    return vq->ops->put_one(vq, token, addr, len, in);
+}
+#endif
 
 /* Whether the device wants to hear of what was published since the last call. */
 static inline bool vq_want_notify(struct vq *vq)

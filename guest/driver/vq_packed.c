@@ -89,6 +89,27 @@ static inline struct virtq_packed_desc *next_slot(struct vq *vq)
     return &vq->u.packed.desc[vq->u.packed.next];
 }
 
+/* The chain that begins at HEAD is built, but for HEAD's flags: shows it to the device. */
+static inline bool packed_publish(struct vq *vq, unsigned token, struct virtq_packed_desc *head,
+                                  unsigned head_flags, unsigned ndesc, uint32_t writable)
+{
+    struct vq_chain *chain = &vq->chains[vq->free_head];
+
+    (void)next_slot(vq);
+    chain->token = (uint16_t)token;
+    chain->ndesc = (uint16_t)ndesc;
+    chain->writable = writable;
+    vq->free_head = chain->link;
+    vq->num_free = (uint16_t)(vq->num_free - ndesc);
+    vq->in_flight++;
+    vq->u.packed.added = (uint16_t)(vq->u.packed.added + ndesc);
+    /* Release, 2.8.21.1.1: the whole chain is seen before its first descriptor is available (2.8.17). Pairs
+     * with the device's read barrier after it has seen these flags. */
+    vblk_barrier_write(vq->order_platform);
+    le16_store_release(&head->flags, (uint16_t)head_flags);
+    return true;
+}
+
 static bool packed_put(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces,
                        unsigned flags, uint32_t writable)
 {
@@ -97,7 +118,6 @@ static bool packed_put(struct vq *vq, unsigned token, const struct vq_piece *fir
     struct virtq_packed_desc *head = &vq->u.packed.desc[vq->u.packed.next], *desc = head;
     uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
     uint32_t more = flags & VQ_LONG_TRAILER ? 8 : 0;
-    struct vq_chain *chain = &vq->chains[id];
     const struct vq_piece *piece;
 
     if (vq->tables)
@@ -128,20 +148,50 @@ static bool packed_put(struct vq *vq, unsigned token, const struct vq_piece *fir
         put_desc(desc, slot + VQ_SLOT_STATUS - more, 1 + more, id);
         le16_store(&desc->flags, (uint16_t)(VIRTQ_DESC_F_WRITE | lap_flags(vq)));
     }
-    (void)next_slot(vq);
-    chain->token = (uint16_t)token;
-    chain->ndesc = (uint16_t)ndesc;
-    chain->writable = writable;
-    vq->free_head = chain->link;
-    vq->num_free = (uint16_t)(vq->num_free - ndesc);
-    vq->in_flight++;
-    vq->u.packed.added = (uint16_t)(vq->u.packed.added + ndesc);
-    /* Release, 2.8.21.1.1: the whole chain is seen before its first descriptor is available (2.8.17). Pairs
-     * with the device's read barrier after it has seen these flags. */
-    vblk_barrier_write(vq->order_platform);
-    le16_store_release(&head->flags, (uint16_t)head_flags);
-    return true;
+    return packed_publish(vq, token, head, head_flags, ndesc, writable);
 }
+
+#ifndef __OPTIMIZE_SIZE__
+static __attribute__((noinline)) bool packed_put_one_in_table(struct vq *vq, unsigned token, uint64_t addr,
+                                                              uint32_t len, unsigned in)
+{
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    struct virtq_packed_desc *head = &vq->u.packed.desc[vq->u.packed.next];
+    struct virtq_packed_desc *desc =
+        (struct virtq_packed_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
+    unsigned lap = lap_flags(vq);
+
+    put_desc(&desc[0], slot, VQ_HEADER_LEN, 0);
+    le16_store(&desc[0].flags, 0);
+    put_desc(&desc[1], addr, len, 0);
+    le16_store(&desc[1].flags, (uint16_t)(in * VIRTQ_DESC_F_WRITE));
+    put_desc(&desc[2], slot + VQ_SLOT_STATUS, 1, 0);
+    le16_store(&desc[2].flags, VIRTQ_DESC_F_WRITE);
+    put_desc(head, vq->tables_addr + (uint64_t)token * vq->table_bytes, 48, vq->free_head);
+    return packed_publish(vq, token, head, lap | VIRTQ_DESC_F_INDIRECT, 1, 1 + len * in);
+}
+
+static bool packed_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+{
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    unsigned id = vq->free_head, lap = lap_flags(vq), next = vq->u.packed.next;
+    struct virtq_packed_desc *desc = &vq->u.packed.desc[next];
+
+    if (vq->tables && vq->num_free)
+        return packed_put_one_in_table(vq, token, addr, len, in);
+    if (vq->num_free < 3 || next + 3 > vq->size) { /* around the ring's end */
+        struct vq_piece piece = {NULL, addr, len, VQ_NO_PIECE};
+        return packed_put(vq, token, &piece, 1, in ? VQ_IN : 0, 1 + len * in);
+    }
+    put_desc(&desc[0], slot, VQ_HEADER_LEN, id);
+    put_desc(&desc[1], addr, len, id);
+    le16_store(&desc[1].flags, (uint16_t)(in * VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT | lap));
+    put_desc(&desc[2], slot + VQ_SLOT_STATUS, 1, id);
+    le16_store(&desc[2].flags, (uint16_t)(VIRTQ_DESC_F_WRITE | lap));
+    vq->u.packed.next = (uint16_t)(next + 2);
+    return packed_publish(vq, token, desc, lap | VIRTQ_DESC_F_NEXT, 3, 1 + len * in);
+}
+#endif
 
 static bool packed_want_notify(struct vq *vq)
 {
@@ -279,6 +329,9 @@ static bool packed_interrupts_on(struct vq *vq)
 const struct vq_ops vq_packed_ops = {
     .init = packed_init,
     .put = packed_put,
+#ifndef __OPTIMIZE_SIZE__
+    .put_one = packed_put_one,
+#endif
     .want_notify = packed_want_notify,
     .pop = packed_pop,
     .interrupts_off = packed_interrupts_off,

@@ -9,6 +9,8 @@
 
 #define LEGACY_ALIGN 4096u
 
+typedef uint32_t __attribute__((may_alias)) flags_next;
+
 /* used_event and avail_event stand behind the rings (2.7.6, 2.7.8). */
 static le16 *used_event(struct vq *vq)
 {
@@ -37,6 +39,7 @@ void vq_setup_split(struct vq *vq, unsigned size, struct vq_chain *chains, void 
     (void)vq_split_bytes(size, legacy, &avail_at, &used_at);
     vq->ops = &vq_split_ops;
     vq->size = (uint16_t)size;
+    vq->mask = size - 1;
     vq->chains = chains;
     vq->u.split.desc = mem;
     vq->u.split.avail = (struct virtq_avail *)((char *)mem + avail_at);
@@ -81,19 +84,43 @@ static inline void put_desc(struct virtq_desc *desc, uint64_t addr, uint32_t len
 {
     desc->addr = le64_put(addr);
     desc->len = le32_put(len);
-    desc->flags = le16_put((uint16_t)flags);
-    desc->next = le16_put((uint16_t)next);
+    *(flags_next *)(void *)&desc->flags =
+        WIRE_LE32((uint32_t)flags | (uint32_t)next << 16); /* both in one store */
+}
+
+/* The chain from HEAD to TAIL is built: shows it to the device. */
+static inline bool split_publish(struct vq *vq, unsigned token, unsigned head, unsigned tail, unsigned ndesc,
+                                 uint32_t writable)
+{
+    struct vq_chain *chain = &vq->chains[head];
+    unsigned idx = vq->u.split.avail_idx;
+
+    chain->token = (uint16_t)token;
+    chain->ndesc = (uint16_t)ndesc;
+    chain->tail = (uint16_t)tail;
+    chain->writable = writable;
+    vq->free_head = vq->chains[tail].link;
+    vq->num_free = (uint16_t)(vq->num_free - ndesc);
+    vq->in_flight++;
+
+    le16_store(&vq->u.split.avail->ring[idx & vq->mask], (uint16_t)head);
+    vq->u.split.avail_idx = (uint16_t)++idx;
+    /* Release, 2.7.13.3.1: descriptors and slot are seen before the index. Pairs with the device's read
+     * barrier after it has loaded avail.idx. */
+    vblk_barrier_write(vq->order_platform);
+    le16_store_release(&vq->u.split.avail->idx, (uint16_t)idx);
+    return true;
 }
 
 static bool split_put(struct vq *vq, unsigned token, const struct vq_piece *first, unsigned npieces,
                       unsigned flags, uint32_t writable)
 {
     struct virtq_desc *desc = vq->u.split.desc;
-    unsigned ndesc = npieces + 2, head = vq->free_head, idx = vq->u.split.avail_idx, at = head, next;
+    unsigned ndesc = npieces + 2, head = vq->free_head, at = head, next;
     unsigned piece_flags = VIRTQ_DESC_F_NEXT | (flags & VQ_IN ? VIRTQ_DESC_F_WRITE : 0);
     uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
     uint32_t more = flags & VQ_LONG_TRAILER ? 8 : 0;
-    struct vq_chain *chains = vq->chains, *chain = &chains[head];
+    struct vq_chain *chains = vq->chains;
     const struct vq_piece *piece;
     bool table = vq->tables != NULL;
 
@@ -101,7 +128,7 @@ static bool split_put(struct vq *vq, unsigned token, const struct vq_piece *firs
         ndesc = 1;
     if (ndesc > vq->num_free)
         return false;
-    next = chain->link;
+    next = chains[head].link;
     if (table) {
         put_desc(&desc[head], vq->tables_addr + (uint64_t)token * vq->table_bytes, 16u * (npieces + 2),
                  VIRTQ_DESC_F_INDIRECT, 0);
@@ -118,22 +145,43 @@ static bool split_put(struct vq *vq, unsigned token, const struct vq_piece *firs
     put_desc(&desc[next], slot + VQ_SLOT_STATUS - more, 1 + more, VIRTQ_DESC_F_WRITE, 0);
     if (table)
         next = head;
-    chain->token = (uint16_t)token;
-    chain->ndesc = (uint16_t)ndesc;
-    chain->tail = (uint16_t)next;
-    chain->writable = writable;
-    vq->free_head = chains[next].link;
-    vq->num_free = (uint16_t)(vq->num_free - ndesc);
-    vq->in_flight++;
-
-    le16_store(&vq->u.split.avail->ring[idx & (vq->size - 1u)], (uint16_t)head);
-    vq->u.split.avail_idx = (uint16_t)++idx;
-    /* Release, 2.7.13.3.1: descriptors and slot are seen before the index. Pairs with the device's read
-     * barrier after it has loaded avail.idx. */
-    vblk_barrier_write(vq->order_platform);
-    le16_store_release(&vq->u.split.avail->idx, (uint16_t)idx);
-    return true;
+    return split_publish(vq, token, head, next, ndesc, writable);
 }
+
+#ifndef __OPTIMIZE_SIZE__
+static __attribute__((noinline)) bool split_put_one_in_table(struct vq *vq, unsigned token, uint64_t addr,
+                                                             uint32_t len, unsigned in)
+{
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    unsigned head = vq->free_head;
+    struct virtq_desc *desc = (struct virtq_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
+
+    put_desc(&desc[0], slot, VQ_HEADER_LEN, VIRTQ_DESC_F_NEXT, 1);
+    put_desc(&desc[1], addr, len, VIRTQ_DESC_F_NEXT | in * VIRTQ_DESC_F_WRITE, 2);
+    put_desc(&desc[2], slot + VQ_SLOT_STATUS, 1, VIRTQ_DESC_F_WRITE, 0);
+    put_desc(&vq->u.split.desc[head], vq->tables_addr + (uint64_t)token * vq->table_bytes, 48,
+             VIRTQ_DESC_F_INDIRECT, 0);
+    return split_publish(vq, token, head, head, 1, 1 + len * in);
+}
+
+static bool split_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+{
+    uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
+    struct virtq_desc *desc = vq->u.split.desc;
+    unsigned head = vq->free_head, second, third;
+
+    if (vq->tables && vq->num_free)
+        return split_put_one_in_table(vq, token, addr, len, in);
+    if (vq->num_free < 3)
+        return false;
+    second = vq->chains[head].link;
+    put_desc(&desc[head], slot, VQ_HEADER_LEN, VIRTQ_DESC_F_NEXT, second);
+    third = vq->chains[second].link;
+    put_desc(&desc[second], addr, len, VIRTQ_DESC_F_NEXT | in * VIRTQ_DESC_F_WRITE, third);
+    put_desc(&desc[third], slot + VQ_SLOT_STATUS, 1, VIRTQ_DESC_F_WRITE, 0);
+    return split_publish(vq, token, head, third, 3, 1 + len * in);
+}
+#endif
 
 static bool split_want_notify(struct vq *vq)
 {
@@ -224,7 +272,7 @@ static int split_pop(struct vq *vq, uint16_t *token, uint32_t *len)
             return split_broken(vq);
         vq->u.split.used_seen = idx;
     }
-    elem = &vq->u.split.used->ring[vq->last_used & (vq->size - 1u)];
+    elem = &vq->u.split.used->ring[vq->last_used & vq->mask];
     id = le32_load(&elem->id);
     used_len = le32_load(&elem->len);
     if (id >= vq->size || vq->chains[id].ndesc == 0)
@@ -269,6 +317,9 @@ static bool split_interrupts_on(struct vq *vq)
 const struct vq_ops vq_split_ops = {
     .init = split_init,
     .put = split_put,
+#ifndef __OPTIMIZE_SIZE__
+    .put_one = split_put_one,
+#endif
     .want_notify = split_want_notify,
     .pop = split_pop,
     .interrupts_off = split_interrupts_off,

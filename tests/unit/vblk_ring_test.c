@@ -38,16 +38,25 @@ static void submit(struct fake *fake, unsigned n)
 struct bare {
     struct vq vq;
     struct vq_chain chains[64];
+    struct vq_piece pool[8];
     _Alignas(4096) uint8_t mem[16384];
 };
 
-static struct bare *bare_new(bool packed, bool event_idx, unsigned size)
+/* TABLES: each chain takes one descriptor of the ring. */
+static struct bare *bare_new(bool packed, bool event_idx, unsigned size, bool tables)
 {
     struct bare *bare = aligned_alloc(4096, sizeof(*bare));
 
     assert_non_null(bare);
     memset(bare, 0, sizeof(*bare));
     bare->vq.event_idx = event_idx;
+    bare->vq.pool = bare->pool;
+    bare->vq.slots_addr = 0x2000;
+    if (tables) {
+        bare->vq.tables = bare->mem + 8192;
+        bare->vq.tables_addr = 0x3000;
+        bare->vq.table_bytes = 64;
+    }
     if (packed)
         vq_setup_packed(&bare->vq, size, bare->chains, bare->mem, (vblk_dma_addr){0x1000});
     else
@@ -57,11 +66,8 @@ static struct bare *bare_new(bool packed, bool event_idx, unsigned size)
 
 static void publish(struct vq *vq, unsigned n)
 {
-    while (n--) {
-        assert_true(vq_begin(vq, 0, 1, NULL, 0));
-        vq_add(vq, 0x1000, 1, true);
-        vq_publish(vq);
-    }
+    while (n--)
+        assert_true(vq_put(vq, 0, NULL, 0, 0, 1));
 }
 
 /* Takes everything back as an honest device would leave it. */
@@ -95,7 +101,7 @@ static void split_kick_window(void **state)
                     /* event relative to old: passed if old <= event < old + batch */
                     bool expect = event >= 0 && event < (int)batch;
                     if (!bare)
-                        bare = bare_new(false, true, 8);
+                        bare = bare_new(false, true, 8, true);
                     vq_reset(&bare->vq);
                     bare->vq.u.split.avail_idx = bare->vq.kicked = old;
                     bare->vq.last_used = bare->vq.u.split.used_seen = old;
@@ -114,7 +120,7 @@ static void split_kick_window(void **state)
 /* checklist 75, 76: without EVENT_IDX the flag says it, and avail_event is junk */
 static void split_kick_flag(void **state)
 {
-    struct bare *bare = bare_new(false, false, 8);
+    struct bare *bare = bare_new(false, false, 8, true);
 
     for (unsigned i = 0; i < 200000; i++) {
         le16_store((le16 *)(void *)&bare->vq.u.split.used->ring[8], (uint16_t)(i * 31));
@@ -149,7 +155,7 @@ static void packed_kick_window(void **state)
         for (unsigned start_at = 0; start_at < 2 * size; start_at++)
             for (unsigned batch = 1; batch <= size; batch++)
                 for (unsigned event = 0; event < 2 * size; event++) {
-                    struct bare *bare = bare_new(true, true, size);
+                    struct bare *bare = bare_new(true, true, size, true);
                     bool expect = false;
                     for (unsigned i = 0; i < start_at; i++) {
                         publish(&bare->vq, 1);
@@ -340,10 +346,12 @@ static void synchronous_calls_wait(void **state)
 static void a_chain_that_does_not_fit_changes_nothing(void **state)
 {
     for (unsigned packed = 0; packed < 2; packed++) {
-        struct bare *bare = bare_new(packed, false, 8), *copy = malloc(sizeof(*copy));
-        publish(&bare->vq, 6);
+        struct bare *bare = bare_new(packed, false, 8, false), *copy = malloc(sizeof(*copy));
+        struct vq_piece piece = {NULL, 0x1000, 1, VQ_NO_PIECE};
+        publish(&bare->vq, 3);
         memcpy(copy, bare, sizeof(*bare));
-        assert_false(vq_begin(&bare->vq, 0, 3, NULL, 0));
+        assert_false(vq_put(&bare->vq, 0, &piece, 1, VQ_IN, 2));
+        assert_false(vq_put_one(&bare->vq, 0, 0x1000, 1, 1));
         assert_memory_equal(bare, copy, sizeof(*bare));
         free(copy);
         free(bare);
@@ -353,7 +361,7 @@ static void a_chain_that_does_not_fit_changes_nothing(void **state)
 /* checklist 65, 95: avail.idx only grows, by one a chain, through the wrap */
 static void avail_idx_only_grows(void **state)
 {
-    struct bare *bare = bare_new(false, true, 8);
+    struct bare *bare = bare_new(false, true, 8, true);
     uint16_t before = 0;
 
     for (unsigned i = 0; i < 70000; i++) {
@@ -365,27 +373,32 @@ static void avail_idx_only_grows(void **state)
     free(bare);
 }
 
-/* checklist 98, 104, 105, 118: flags of the first descriptor are written last; AVAIL and USED are the lap's
- */
+/* checklist 98, 118: AVAIL and USED are the lap's in every descriptor, the id is the same in all; around the
+ * end */
 static void packed_flags_follow_the_lap(void **state)
 {
-    struct bare *bare = bare_new(true, false, 5);
+    struct bare *bare = bare_new(true, false, 5, false);
     bool wrap = true;
     unsigned slot = 0;
 
     for (unsigned i = 0; i < 100; i++) {
-        unsigned n = 1 + i % 5, first = slot;
-        uint16_t before = le16_get(bare->vq.u.packed.desc[slot].flags);
-        assert_true(vq_begin(&bare->vq, 0, n, NULL, 0));
-        for (unsigned k = 0; k < n; k++)
-            vq_add(&bare->vq, 0x1000 + k, 1, true);
-        assert_int_equal(le16_get(bare->vq.u.packed.desc[first].flags), before); /* not before vq_publish */
-        vq_publish(&bare->vq);
-        for (unsigned k = 0; k < n; k++) {
-            uint16_t flags = le16_get(bare->vq.u.packed.desc[slot].flags);
+        unsigned n = i % 4;
+        struct vq_piece first = {NULL, 0x1000, 1, n > 1 ? 0 : VQ_NO_PIECE};
+        uint16_t id = bare->vq.free_head;
+        for (unsigned k = 0; k + 1 < n; k++)
+            bare->pool[k] = (struct vq_piece){NULL, 0x1001 + k, 1, k + 2 < n ? k + 1 : VQ_NO_PIECE};
+        if (n == 1)
+            assert_true(vq_put_one(&bare->vq, 0, first.addr, first.len, 1));
+        else
+            assert_true(vq_put(&bare->vq, 0, n ? &first : NULL, n, VQ_IN, n + 1));
+        for (unsigned k = 0; k < n + 2; k++) {
+            const struct virtq_packed_desc *desc = &bare->vq.u.packed.desc[slot];
+            uint16_t flags = le16_get(desc->flags);
             assert_int_equal(!!(flags & VIRTQ_DESC_F_AVAIL), wrap);
             assert_int_equal(!!(flags & VIRTQ_DESC_F_USED), !wrap);
-            assert_int_equal(!!(flags & VIRTQ_DESC_F_NEXT), k + 1 < n);
+            assert_int_equal(!!(flags & VIRTQ_DESC_F_NEXT), k < n + 1);
+            assert_int_equal(!!(flags & VIRTQ_DESC_F_WRITE), k > 0);
+            assert_int_equal(le16_get(desc->id), id);
             if (++slot == 5) {
                 slot = 0;
                 wrap = !wrap;
