@@ -67,7 +67,8 @@ struct queue {
     uint16_t nparts, free_part, oldest, newest;
     uint16_t max_pieces; /* data buffers of a chain */
     uint32_t free_piece;
-    bool bounce_busy, polling, unkicked, poll_kick, failed_all;
+    bool guarded; /* there are other queues: see queue_enter */
+    bool bounce_busy, polling, unkicked;
     uint32_t epoch; /* of the disk, when this queue last looked */
     struct vblk_request *waiting, *waiting_last;
     struct vblk_request *finished; /* answered without the device; completed by the next poll */
@@ -204,7 +205,7 @@ static inline void control_release(struct vblk *disk)
  * one of them sees the other. With one queue there is one owner, and nothing to ask. */
 static inline bool queue_enter(struct queue *q)
 {
-    if (q->disk->num_queues > 1 && !q->polling) {
+    if (q->guarded && !q->polling) {
         __atomic_store_n(&q->inside, 1, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&q->disk->stop, __ATOMIC_SEQ_CST)) {
             __atomic_store_n(&q->inside, 0, __ATOMIC_RELEASE);
@@ -216,7 +217,7 @@ static inline bool queue_enter(struct queue *q)
 
 static inline void queue_leave(struct queue *q)
 {
-    if (q->disk->num_queues > 1 && !q->polling)
+    if (q->guarded && !q->polling)
         __atomic_store_n(&q->inside, 0, __ATOMIC_RELEASE);
 }
 

@@ -375,6 +375,7 @@ static int setup_queues(struct vblk *disk, const struct shape *shape)
         result = queue_dma(disk, q, shape, tables);
         if (result < 0)
             return result;
+        q->guarded = disk->num_queues > 1;
         q->max_pieces = (uint16_t)pieces;
         q->vq.event_idx = has_feature(disk, VIRTIO_F_EVENT_IDX);
         q->vq.in_order = has_feature(disk, VIRTIO_F_IN_ORDER);

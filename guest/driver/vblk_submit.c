@@ -195,9 +195,9 @@ static inline bool submit_short(struct queue *q, struct vblk_request *request)
     struct part *part;
     vblk_dma_addr shared;
 
-    /* one read or write, no flags */
-    if (request->nsegs != 1 || op > disk->short_op_max || request->flags || index == NONE16 ||
-        q->vq.num_free < 3 || q->waiting || !queue_ready(q) || !request->complete)
+    /* one read or write, no flags; and where three descriptors are free, so is a part */
+    if (request->nsegs != 1 || op > disk->short_op_max || request->flags || q->vq.num_free < 3 ||
+        q->waiting || !queue_ready(q) || !request->complete)
         return false;
     len = seg->len;
     if (len - 1 >= disk->short_bytes_max || ((len | sector << 9) & (disk->block_size - 1)) ||

@@ -74,6 +74,16 @@ static inline void put_desc(struct virtq_packed_desc *desc, uint64_t addr, uint3
     desc->id = le16_put((uint16_t)id);
 }
 
+/* With its flags, in one store: for descriptors that the device does not look at yet. */
+static inline void put_desc_flags(struct virtq_packed_desc *desc, uint64_t addr, uint32_t len, unsigned id,
+                                  unsigned flags)
+{
+    desc->addr = le64_put(addr);
+    desc->len = le32_put(len);
+    __atomic_store_n((event_word *)(void *)&desc->id, WIRE_LE32((uint32_t)id | (uint32_t)flags << 16),
+                     __ATOMIC_RELAXED);
+}
+
 /* AVAIL and USED of a descriptor made available in the present lap (2.8.1) */
 static inline unsigned lap_flags(const struct vq *vq)
 {
@@ -129,24 +139,20 @@ static bool packed_put(struct vq *vq, unsigned token, const struct vq_piece *fir
         head_flags = lap_flags(vq) | VIRTQ_DESC_F_INDIRECT;
         /* 2.8.19: in a table only WRITE means anything, and the entries are in sequence */
         desc = (struct virtq_packed_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
-        put_desc(desc, slot, VQ_HEADER_LEN, 0);
-        le16_store(&desc->flags, 0);
+        put_desc_flags(desc, slot, VQ_HEADER_LEN, 0, 0);
         for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
-            put_desc(++desc, piece->addr, piece->len, 0);
-            le16_store(&desc->flags, piece_flags & VIRTQ_DESC_F_WRITE);
+            put_desc_flags(++desc, piece->addr, piece->len, 0, piece_flags & VIRTQ_DESC_F_WRITE);
         }
-        put_desc(++desc, slot + VQ_SLOT_STATUS - more, 1 + more, 0);
-        le16_store(&desc->flags, VIRTQ_DESC_F_WRITE);
+        put_desc_flags(++desc, slot + VQ_SLOT_STATUS - more, 1 + more, 0, VIRTQ_DESC_F_WRITE);
     } else {
         put_desc(head, slot, VQ_HEADER_LEN, id);
         for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
             desc = next_slot(vq);
-            put_desc(desc, piece->addr, piece->len, id);
-            le16_store(&desc->flags, (uint16_t)(piece_flags | lap_flags(vq)));
+            put_desc_flags(desc, piece->addr, piece->len, id, (uint16_t)(piece_flags | lap_flags(vq)));
         }
         desc = next_slot(vq);
-        put_desc(desc, slot + VQ_SLOT_STATUS - more, 1 + more, id);
-        le16_store(&desc->flags, (uint16_t)(VIRTQ_DESC_F_WRITE | lap_flags(vq)));
+        put_desc_flags(desc, slot + VQ_SLOT_STATUS - more, 1 + more, id,
+                       (uint16_t)(VIRTQ_DESC_F_WRITE | lap_flags(vq)));
     }
     return packed_publish(vq, token, head, head_flags, ndesc, writable);
 }
@@ -161,12 +167,9 @@ static __attribute__((noinline)) bool packed_put_one_in_table(struct vq *vq, uns
         (struct virtq_packed_desc *)(void *)(vq->tables + (size_t)token * vq->table_bytes);
     unsigned lap = lap_flags(vq);
 
-    put_desc(&desc[0], slot, VQ_HEADER_LEN, 0);
-    le16_store(&desc[0].flags, 0);
-    put_desc(&desc[1], addr, len, 0);
-    le16_store(&desc[1].flags, (uint16_t)(in * VIRTQ_DESC_F_WRITE));
-    put_desc(&desc[2], slot + VQ_SLOT_STATUS, 1, 0);
-    le16_store(&desc[2].flags, VIRTQ_DESC_F_WRITE);
+    put_desc_flags(&desc[0], slot, VQ_HEADER_LEN, 0, 0);
+    put_desc_flags(&desc[1], addr, len, 0, (uint16_t)(in * VIRTQ_DESC_F_WRITE));
+    put_desc_flags(&desc[2], slot + VQ_SLOT_STATUS, 1, 0, VIRTQ_DESC_F_WRITE);
     put_desc(head, vq->tables_addr + (uint64_t)token * vq->table_bytes, 48, vq->free_head);
     return packed_publish(vq, token, head, lap | VIRTQ_DESC_F_INDIRECT, 1, 1 + len * in);
 }
@@ -184,10 +187,8 @@ static bool packed_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_
         return packed_put(vq, token, &piece, 1, in ? VQ_IN : 0, 1 + len * in);
     }
     put_desc(&desc[0], slot, VQ_HEADER_LEN, id);
-    put_desc(&desc[1], addr, len, id);
-    le16_store(&desc[1].flags, (uint16_t)(in * VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT | lap));
-    put_desc(&desc[2], slot + VQ_SLOT_STATUS, 1, id);
-    le16_store(&desc[2].flags, (uint16_t)(VIRTQ_DESC_F_WRITE | lap));
+    put_desc_flags(&desc[1], addr, len, id, (uint16_t)(in * VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT | lap));
+    put_desc_flags(&desc[2], slot + VQ_SLOT_STATUS, 1, id, (uint16_t)(VIRTQ_DESC_F_WRITE | lap));
     vq->u.packed.next = (uint16_t)(next + 2);
     return packed_publish(vq, token, desc, lap | VIRTQ_DESC_F_NEXT, 3, 1 + len * in);
 }
