@@ -191,6 +191,15 @@ void qcow2_bitmaps_free(struct qcow2 *s)
     s->bitmaps = NULL;
 }
 
+bool qcow2_bitmaps_directory(const struct qcow2 *s, uint64_t *offset, uint64_t *bytes)
+{
+    if (!s->bitmaps)
+        return false;
+    *offset = s->bitmaps->directory_offset;
+    *bytes = s->bitmaps->directory_bytes;
+    return true;
+}
+
 unsigned qcow2_bitmaps_count(const struct qcow2 *s)
 {
     return s->bitmaps ? s->bitmaps->count : 0;

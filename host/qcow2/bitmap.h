@@ -25,6 +25,8 @@ int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
                                              void (*say)(void *opaque, uint64_t host, uint64_t bytes),
                                              void *opaque);
 
+/* Where the directory lies, if there is one. */
+bool qcow2_bitmaps_directory(const struct qcow2 *s, uint64_t *offset, uint64_t *bytes);
 unsigned qcow2_bitmaps_count(const struct qcow2 *s);
 
 void qcow2_bitmaps_free(struct qcow2 *s);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/qcow2/bitmap.h"
 #include "host/qcow2/qcow2_state.h"
 
 #define CLASS_BITS 4u
@@ -166,6 +167,9 @@ int qcow2_overlap_build(struct qcow2 *s)
             ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,
                                     QCOW2_OL_REFCOUNT_BLOCK);
     }
+    uint64_t directory, bytes;
+    if (ret == 0 && qcow2_bitmaps_directory(s, &directory, &bytes))
+        ret = qcow2_overlap_add(s, directory, bytes, QCOW2_OL_BITMAP_DIRECTORY);
     for (uint32_t i = 0; ret == 0 && i < s->l1_size; i++) {
         if (s->l1[i] & QCOW2_L1_OFFSET_MASK)
             ret = qcow2_overlap_add(s, s->l1[i] & QCOW2_L1_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);

@@ -8,6 +8,7 @@
  *   tool_qcow2 compress IN-RAW OUT-QCOW2 [KEY=VALUE...]    all of a raw file, as compressed clusters
  *   tool_qcow2 check PATH [leaks|all]
  *   tool_qcow2 dump PATH OUT-RAW [KEY=VALUE...]
+ *   tool_qcow2 read|write PATH OFFSET BYTES
  *   tool_qcow2 rebase PATH [FILE FORMAT] | empty PATH
  *   tool_qcow2 open PATH [rw]                  opens, reads everything, says what is wrong
  *
@@ -474,6 +475,26 @@ static void dump_entry(void *arg)
     free(buf);
 }
 
+static void one_entry(struct call *c, bool is_write)
+{
+    uint64_t offset = strtoull(c->words[0], NULL, 0), bytes = strtoull(c->words[1], NULL, 0);
+    uint8_t *buf = calloc(1, bytes);
+    memset(buf, 0x5a, bytes);
+    c->ret = is_write ? node_co_pwrite(c->node, offset, buf, bytes, 0)
+                      : node_co_pread(c->node, offset, buf, bytes);
+    free(buf);
+}
+
+static void one_read_entry(void *arg)
+{
+    one_entry(arg, false);
+}
+
+static void one_write_entry(void *arg)
+{
+    one_entry(arg, true);
+}
+
 static void rebase_entry(void *arg)
 {
     struct call *c = arg;
@@ -576,6 +597,10 @@ int main(int argc, char **argv)
         ret = with_image(path, fix, check_entry, fix ? words : words + 1);
     } else if (strcmp(command, "dump") == 0)
         ret = with_image(path, false, dump_entry, args);
+    else if (strcmp(command, "read") == 0 && argc > 4)
+        ret = with_image(path, false, one_read_entry, args);
+    else if (strcmp(command, "write") == 0 && argc > 4)
+        ret = with_image(path, true, one_write_entry, args);
     else if (strcmp(command, "rebase") == 0)
         ret = with_image(path, true, rebase_entry, args);
     else if (strcmp(command, "empty") == 0)
