@@ -16,7 +16,7 @@ usage: ./run-qemu.sh [OPTION...] [-- QEMU-OPTION...]
 Boots a guest program on a virtio disk in QEMU, prints what it says, and exits with its verdict.
 
   --arch=x86_64|aarch64|riscv64  the guest's machine                                  (x86_64)
-  --app=selftest|bench|shell     the program that boots                               (selftest)
+  --app=selftest|bench|shell|litmus  the program that boots                           (selftest)
   --device=ringside|qemu         who is the disk: ringside-blk over vhost-user, or QEMU's own device (ringside)
   --transport=pci|mmio           how the guest reaches it                             (pci)
   --ring=split|packed            the ring's layout                                    (split)
@@ -105,7 +105,7 @@ while [ $# -gt 0 ]; do
 done
 
 one_of --arch "$arch" x86_64 aarch64 riscv64
-one_of --app "$app" selftest bench shell
+one_of --app "$app" selftest bench shell litmus
 one_of --device "$device" ringside qemu
 one_of --transport "$transport" pci mmio
 one_of --ring "$ring" split packed

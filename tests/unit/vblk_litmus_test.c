@@ -1,0 +1,68 @@
+/*
+ * The rings' litmus tests (guest/apps/litmus_rings.h) with two threads of this process; under the thread
+ * sanitizer every word that crosses is checked for a happens-before.
+ */
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "guest/apps/litmus_rings.c"
+
+static uint64_t clock_now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* Spins, so that the two sides meet; now and then lets the other side run, should there be one CPU. */
+static void spin_or_yield(void)
+{
+    static __thread unsigned spins;
+    if (++spins % 4096 == 0)
+        sched_yield();
+    else
+        __asm__ volatile("" : : : "memory");
+}
+
+static void *device_thread(void *litmus)
+{
+    litmus_device(litmus);
+    return NULL;
+}
+
+static void ring_litmus(void **state)
+{
+    struct litmus *litmus = aligned_alloc(4096, (sizeof *litmus + 4095) & ~(size_t)4095);
+    const char *size = getenv("RINGSIDE_SIZE");
+    uint64_t rounds = size && size[0] == 'l' ? 5000000 : 50000;
+    pthread_t thread;
+
+    assert_non_null(litmus);
+    litmus_init(litmus, *state, rounds, clock_now_ns, spin_or_yield);
+    assert_int_equal(pthread_create(&thread, NULL, device_thread, litmus), 0);
+    litmus_driver(litmus);
+    pthread_join(thread, NULL);
+    if (litmus_failure(litmus))
+        fail_msg("%s", litmus_failure(litmus));
+    if (litmus->what->sleeping)
+        printf("# %llu kicks, %llu sleeps in %llu rounds\n", (unsigned long long)litmus->kicked,
+               (unsigned long long)litmus->slept, (unsigned long long)rounds);
+    free(litmus);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[sizeof litmus_cases / sizeof litmus_cases[0]] = {{0}};
+    for (unsigned i = 0; i < litmus_cases_count; i++)
+        tests[i] = (struct CMUnitTest){.name = litmus_cases[i].name,
+                                       .test_func = ring_litmus,
+                                       .initial_state = (void *)(uintptr_t)&litmus_cases[i]};
+    return cmocka_run_group_tests_name("vblk_litmus", tests, NULL, NULL);
+}
