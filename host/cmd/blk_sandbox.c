@@ -142,6 +142,7 @@ static const int calls_allowed[] = {
     SCMP_SYS(madvise),
     SCMP_SYS(brk),
     SCMP_SYS(memfd_create),
+    SCMP_SYS(msync),
     SCMP_SYS(mincore),
     /* threads */
     SCMP_SYS(futex),
