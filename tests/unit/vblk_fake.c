@@ -7,8 +7,9 @@
 
 #include "common/virtio.h"
 
-#define DMA_OFFSET 0x1000000000000ull
-#define DISK_MAX   (64ull << 20)
+#define DMA_BASE(i) ((uint64_t)((i) + 1) << 32) /* low enough for a legacy device's page number */
+#define DMA_OFFSET  0x1000000000000ull
+#define DISK_MAX    (64ull << 20)
 
 void fake_fault(struct fake *fake, const char *format, ...)
 {
@@ -429,7 +430,7 @@ static void *dma_alloc(void *ctx, size_t bytes, size_t align, vblk_dma_addr *add
     fake->dma[i].mem = mem;
     fake->dma[i].len = bytes;
     fake->dma_live++;
-    addr->value = (uint64_t)(uintptr_t)mem + DMA_OFFSET;
+    addr->value = DMA_BASE(i);
     return mem;
 }
 
@@ -453,7 +454,7 @@ uint8_t *fake_at(struct fake *fake, uint64_t addr, uint64_t len)
     unsigned i;
 
     for (i = 0; i < FAKE_QUEUES; i++) {
-        uint64_t base = (uint64_t)(uintptr_t)fake->dma[i].mem + DMA_OFFSET;
+        uint64_t base = DMA_BASE(i);
         if (fake->dma[i].mem && addr >= base && addr - base <= fake->dma[i].len &&
             len <= fake->dma[i].len - (addr - base))
             return fake->dma[i].mem + (addr - base);
