@@ -14,6 +14,12 @@
 
 #include "guest/apps/litmus_rings.c"
 
+#if defined(__SANITIZE_THREAD__)
+#define ROUNDS 10000u
+#else
+#define ROUNDS 50000u
+#endif
+
 static uint64_t clock_now_ns(void)
 {
     struct timespec ts;
@@ -25,7 +31,7 @@ static uint64_t clock_now_ns(void)
 static void spin_or_yield(void)
 {
     static __thread unsigned spins;
-    if (++spins % 4096 == 0)
+    if (++spins % 512 == 0)
         sched_yield();
     else
         __asm__ volatile("" : : : "memory");
@@ -41,7 +47,7 @@ static void ring_litmus(void **state)
 {
     struct litmus *litmus = aligned_alloc(4096, (sizeof *litmus + 4095) & ~(size_t)4095);
     const char *size = getenv("RINGSIDE_SIZE");
-    uint64_t rounds = size && size[0] == 'l' ? 5000000 : 50000;
+    uint64_t rounds = size && size[0] == 'l' ? 100 * ROUNDS : ROUNDS;
     pthread_t thread;
 
     assert_non_null(litmus);
