@@ -57,6 +57,7 @@ void litmus_init(struct litmus *l, const struct litmus_case *what, uint64_t roun
     l->now_ns = now_ns;
     l->pause = pause;
     l->vq.event_idx = what->event_idx;
+    l->vq.slots_addr = (uintptr_t)l->slots;
     vblk_dma_addr addr = {(uintptr_t)l->ring};
     if (what->packed)
         vq_setup_packed(&l->vq, LITMUS_RING, l->chains, l->ring, addr);
@@ -93,15 +94,10 @@ static bool sleep_until_changed(struct litmus *l, const uint32_t *word, uint32_t
 
 static void send(struct litmus *l, unsigned slot, uint64_t sequence)
 {
-    l->slots[slot].payload = sequence;
-    l->slots[slot].answer = 0;
-    if (!vq_begin(&l->vq, (uint16_t)slot, 2, NULL, 0)) {
+    l->slots[slot].payload = l->slots[slot].payload_again = sequence;
+    l->slots[slot].answer = (uint8_t)~ANSWER(sequence); /* wrong until the device has written */
+    if (!vq_put(&l->vq, slot, NULL, 0, 0, 1))
         broke(l, "no room in the ring");
-        return;
-    }
-    vq_add(&l->vq, (uintptr_t)&l->slots[slot].payload, 8, false);
-    vq_add(&l->vq, (uintptr_t)&l->slots[slot].answer, 8, true);
-    vq_publish(&l->vq);
 }
 
 /* 1: a chain came back into *SLOT. 0: none. */
@@ -112,7 +108,7 @@ static int receive(struct litmus *l, uint16_t *slot)
     if (result < 0)
         broke(l, "the driver takes the device for broken");
     else if (result == 1 &&
-             (*slot >= LITMUS_SLOTS || len != 8 || l->slots[*slot].answer != ANSWER(l->slots[*slot].payload)))
+             (*slot >= LITMUS_SLOTS || len != 1 || l->slots[*slot].answer != ANSWER(l->slots[*slot].payload)))
         broke(l, "the driver saw `used` before the element or the answer");
     return result;
 }
@@ -181,7 +177,7 @@ void litmus_driver(void *litmus)
     __atomic_store_n(&l->stop, 1, __ATOMIC_SEQ_CST);
 }
 
-/* ---- the device: a chain is one readable and one writable buffer of 8 bytes ---- */
+/* ---- the device: a chain is a header of 16 bytes to read and a status byte to write ---- */
 
 struct chain {
     uint64_t readable, writable;
@@ -192,7 +188,7 @@ struct chain {
 static void note(struct chain *chain, unsigned n, uint64_t addr, uint32_t len, uint16_t flags)
 {
     bool write = flags & VIRTQ_DESC_F_WRITE, next = flags & VIRTQ_DESC_F_NEXT;
-    chain->sound &= addr && len == 8 && write == (n == 1) && next == (n == 0);
+    chain->sound &= addr && len == (n == 0 ? VQ_HEADER_LEN : 1) && write == (n == 1) && next == (n == 0);
     if (n == 0)
         chain->readable = addr;
     else
@@ -239,7 +235,7 @@ static bool split_give_used(struct litmus *l, const struct chain *chain)
     struct virtq_avail *avail = l->vq.u.split.avail;
     uint16_t old = l->used_given++;
     le32_store(&used->ring[old % LITMUS_RING].id, chain->id);
-    le32_store(&used->ring[old % LITMUS_RING].len, 8);
+    le32_store(&used->ring[old % LITMUS_RING].len, 1);
     le16_store_release(&used->idx, l->used_given);
     full_barrier();
     if (l->what->event_idx)
@@ -264,7 +260,7 @@ static bool packed_give_used(struct litmus *l, const struct chain *chain)
     struct virtq_packed_desc *desc = &l->vq.u.packed.desc[l->used_given];
     uint16_t position = (uint16_t)(l->used_given | (l->used_wrap ? 0x8000u : 0));
     le16_store(&desc->id, chain->id);
-    le32_store(&desc->len, 8);
+    le32_store(&desc->len, 1);
     /* WRITE: `len` means something (2.8.5) */
     le16_store_release(&desc->flags,
                        VIRTQ_DESC_F_WRITE | (l->used_wrap ? VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED : 0));
@@ -293,15 +289,16 @@ static bool take_avail(struct litmus *l, struct chain *chain)
 
 static void serve(struct litmus *l, const struct chain *chain)
 {
-    uint64_t payload = chain->sound ? *(const uint64_t *)(uintptr_t)chain->readable : 0;
-    if (!chain->sound || payload != l->seen + 1) {
+    const uint64_t *header = (const uint64_t *)(uintptr_t)chain->readable;
+    uint64_t payload = chain->sound ? header[0] : 0;
+    if (!chain->sound || payload != l->seen + 1 || header[1] != payload) {
         broke(l, "the device saw `avail` before the descriptors or the payload");
         return;
     }
     l->seen = payload;
     if (l->what->sleeping)
         dawdle(&l->device_random);
-    *(uint64_t *)(uintptr_t)chain->writable = ANSWER(payload);
+    *(uint8_t *)(uintptr_t)chain->writable = ANSWER(payload);
     if (l->what->packed ? packed_give_used(l, chain) : split_give_used(l, chain))
         __atomic_fetch_add(&l->interrupts, 1, __ATOMIC_RELEASE);
 }

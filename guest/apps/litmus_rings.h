@@ -44,8 +44,11 @@ struct litmus {
     struct vq vq;
     struct vq_chain chains[LITMUS_RING];
     uint8_t ring[8192] __attribute__((aligned(4096)));
-    struct {
-        uint64_t payload, answer;
+    struct { /* what vq.h calls a slot: a header that the device reads, and a status byte that it writes */
+        uint64_t payload, payload_again;
+        uint8_t unused0[VQ_SLOT_STATUS - VQ_HEADER_LEN];
+        uint8_t answer;
+        uint8_t unused1[VQ_SLOT_BYTES - VQ_SLOT_STATUS - 1];
     } slots[LITMUS_SLOTS] __attribute__((aligned(64)));
 
     /* the device's side */
