@@ -117,6 +117,77 @@ static int set_coalesce(void *values, const char *value, struct error *err)
     return 0;
 }
 
+/* PRE_EOL,A,B: the three estimates of GET_LIFETIME (virtio 5.2.6) */
+static int set_lifetime(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    unsigned pre_eol, a, b;
+    int end = 0;
+    if (sscanf(value, "%2u,%2u,%2u%n", &pre_eol, &a, &b, &end) != 3 || value[end] || pre_eol > 3 || a > 11 ||
+        b > 11)
+        return error_set(err, -EINVAL, "--lifetime=%s: not PRE_EOL,A,B (0 to 3, and twice 0 to 11)", value);
+    o->device.lifetime = true;
+    o->device.lifetime_pre_eol = (uint16_t)pre_eol;
+    o->device.lifetime_type_a = (uint16_t)a;
+    o->device.lifetime_type_b = (uint16_t)b;
+    return 0;
+}
+
+static int set_sectors(uint32_t *sectors, uint64_t bytes)
+{
+    if (bytes == 0 || bytes % VIRTIO_BLK_SECTOR_BYTES || bytes / VIRTIO_BLK_SECTOR_BYTES > UINT32_MAX)
+        return -EINVAL;
+    *sectors = (uint32_t)(bytes / VIRTIO_BLK_SECTOR_BYTES);
+    return 0;
+}
+
+/* zone-size=BYTES[,conventional=N][,max-open=N][,max-active=N][,max-append=BYTES][,state=FILE] */
+static int set_zoned(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    struct virtio_blk_zoned_options *z = &o->device.zoned;
+    char *keys = strdup(value), *rest = keys, *key;
+    int ret = keys ? 0 : -ENOMEM;
+    while (ret == 0 && (key = strsep(&rest, ",")) != NULL) {
+        char *text = strchr(key, '=');
+        uint64_t n = 0;
+        if (!text) {
+            ret = -EINVAL;
+            break;
+        }
+        *text++ = '\0';
+        bool number = strcmp(key, "state") != 0;
+        if (number && cmd_parse_size(text, &n) < 0)
+            ret = -EINVAL;
+        else if (strcmp(key, "zone-size") == 0)
+            ret = set_sectors(&z->zone_sectors, n);
+        else if (strcmp(key, "max-append") == 0)
+            ret = set_sectors(&z->max_append_sectors, n);
+        else if (number && n > UINT32_MAX)
+            ret = -EINVAL;
+        else if (strcmp(key, "conventional") == 0)
+            z->conventional_zones = (uint32_t)n;
+        else if (strcmp(key, "max-open") == 0)
+            z->max_open_zones = (uint32_t)n;
+        else if (strcmp(key, "max-active") == 0)
+            z->max_active_zones = (uint32_t)n;
+        else if (!number && *text)
+            z->state_path = value + (text - keys); /* the rest of the list: a name may have commas */
+        else
+            ret = -EINVAL;
+        if (!number)
+            break;
+    }
+    free(keys);
+    if (ret == 0 && z->zone_sectors == 0)
+        ret = -EINVAL;
+    return ret < 0 ? error_set(err, -EINVAL,
+                               "--zoned=%s: not zone-size=BYTES[,conventional=N][,max-open=N][,max-active=N]"
+                               "[,max-append=BYTES][,state=FILE]",
+                               value)
+                   : 0;
+}
+
 static int set_policy(enum virtio_blk_policy *to, const char *name, const char *value, bool write,
                       struct error *err)
 {
@@ -165,6 +236,9 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"detect-zeroes", "MODE", "off (default), on (zeroes are stored as such) or unmap (and may be deallocated)", CMD_CHOICE, AT(open.detect_zeroes), .choices = detect_zeroes_names},
     {"rerror", "POLICY", "when a read fails: report (default), ignore or stop (park it until `resume` on the control socket)", CMD_CALL, .set = set_rerror},
     {"werror", "POLICY", "when a write fails: report (default), ignore, stop, or enospc (stop when space is short, else report)", CMD_CALL, .set = set_werror},
+    {"secure-erase", "on|off", "offer SECURE_ERASE: zeroes are written, and no copy of the old bytes is kept by the device (default off)", CMD_ON_OFF, AT(device.secure_erase)},
+    {"lifetime", "P,A,B", "offer GET_LIFETIME with these answers: pre-EOL state and two estimates", CMD_CALL, .set = set_lifetime},
+    {"zoned", "LIST", "be a host-managed zoned disk: zone-size=BYTES, and if wanted conventional=N, max-open=N, max-active=N, max-append=BYTES, and last state=FILE, which keeps the zones over a restart", CMD_CALL, .set = set_zoned},
     {"throttle", "LIST", "limits: iops=N,bps=N, each also -read, -write, -max (rate of bursts) and -max-length (seconds of them)", CMD_CALL, .set = set_throttle},
     {"coalesce", "N,US", "put an interrupt off until N completions wait for it or US microseconds have gone by", CMD_CALL, .set = set_coalesce},
     {"backing", "POLICY", "which backing and data files an image may name: deny, same-dir (default) or a directory", CMD_CALL, .set = set_backing},
@@ -257,6 +331,11 @@ struct cmd_device *cmd_device_start(const struct cmd_device_options *options, st
     d->virtio_blk = virtio_blk_create(d->blk, &d->options.device, err);
     if (!d->virtio_blk)
         goto fail;
+    if (options->device.zoned.zone_sectors &&
+        !(virtio_blk_device_features(d->virtio_blk) & VIRTIO_BIT(VIRTIO_BLK_F_ZONED))) {
+        error_set(err, -ENOTSUP, "--zoned: this device can't be a zoned one");
+        goto fail;
+    }
     if (options->confine && options->confine(options->confine_opaque, err) < 0)
         goto fail;
     for (; d->queue_loop_count < options->iothreads; d->queue_loop_count++) {
