@@ -18,7 +18,8 @@
 #include "host/runtime/trace.h"
 #include "host/runtime/world.h"
 
-#define RETRY_NS 1000000u /* if no coroutine can be had and none of ours is about to end */
+#define RETRY_NS          1000000u  /* if no coroutine can be had and none of ours is about to end */
+#define THROTTLE_SLICE_NS 20000000u /* so often a throttled request looks whether it has to wait on */
 
 struct blk_loop {
     _Alignas(64) struct blk *blk;
@@ -196,16 +197,33 @@ static struct blk_request *parked_take(struct blk_loop *bl)
 
 /* ---- running a request ---- */
 
+/* Sleeps until the throttle lets REQUEST go. A drain waits for nobody's tokens, and limits that change hold
+ * from then on. */
+static void coroutine_fn wait_for_tokens(struct blk *blk, const struct blk_request *request)
+{
+    struct throttle *throttle = &blk->throttle;
+    uint32_t limits;
+    do {
+        limits = __atomic_load_n(&throttle->active, __ATOMIC_ACQUIRE);
+        if (limits == 0)
+            return;
+        uint64_t now = world_now_ns();
+        uint64_t go = throttle_reserve(throttle, request->op != BLK_READ, request->bytes, now);
+        for (; now < go && __atomic_load_n(&throttle->active, __ATOMIC_ACQUIRE) == limits;
+             now = world_now_ns()) {
+            if (__atomic_load_n(&blk->inflight.closed, __ATOMIC_ACQUIRE) != 0)
+                return;
+            co_sleep_ns(go - now < THROTTLE_SLICE_NS ? go - now : THROTTLE_SLICE_NS);
+        }
+    } while (__atomic_load_n(&throttle->active, __ATOMIC_ACQUIRE) != limits);
+}
+
 static int coroutine_fn blk_co_run(struct blk *blk, struct blk_request *request)
 {
     struct node *node = blk->node;
     if (__builtin_expect(__atomic_load_n(&blk->throttle.active, __ATOMIC_ACQUIRE) != 0, 0) &&
-        request->op != BLK_FLUSH) {
-        uint64_t now = world_now_ns();
-        uint64_t go = throttle_reserve(&blk->throttle, request->op != BLK_READ, request->bytes, now);
-        if (go > now)
-            co_sleep_ns(go - now);
-    }
+        request->op != BLK_FLUSH)
+        wait_for_tokens(blk, request);
     switch (request->op) {
     case BLK_READ:
         return node_co_preadv(node, request->offset, request->bytes, sg_make(request->iov, request->niov), 0);

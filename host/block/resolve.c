@@ -82,8 +82,8 @@ int node_resolve_allowed(const char *filename, const char *name, const struct op
         ret = error_set(err, -errno, "'%s' cannot be opened: %s", joined, strerror(errno));
         goto out;
     }
-    allowed =
-        options->backing == BACKING_DIR ? host_file_real_path(options->backing_dir) : real_directory(filename);
+    allowed = options->backing == BACKING_DIR ? host_file_real_path(options->backing_dir)
+                                              : real_directory(filename);
     if (!allowed) {
         ret = error_set(err, -errno, "directory of allowed files '%s': %s",
                         options->backing == BACKING_DIR ? options->backing_dir : filename, strerror(errno));

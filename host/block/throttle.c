@@ -72,14 +72,15 @@ int throttle_parse(const char *list, struct throttle_config *config, struct erro
 
 void throttle_set(struct throttle *throttle, const struct throttle_config *config)
 {
-    uint32_t active = 0;
+    bool active = false;
     spin_lock(&throttle->guard);
     throttle->config = config ? *config : (struct throttle_config){0};
     memset(throttle->full_again_ns, 0, sizeof(throttle->full_again_ns));
     memset(throttle->burst_again_ns, 0, sizeof(throttle->burst_again_ns));
     for (unsigned i = 0; i < THROTTLE_LIMITS; i++)
-        active |= throttle->config.limit[i].avg != 0;
-    __atomic_store_n(&throttle->active, active, __ATOMIC_RELEASE);
+        active = active || throttle->config.limit[i].avg != 0;
+    throttle->changes = throttle->changes % 0x7fffffffu + 1;
+    __atomic_store_n(&throttle->active, active ? throttle->changes : 0, __ATOMIC_RELEASE);
     spin_unlock(&throttle->guard);
 }
 

@@ -40,7 +40,8 @@ struct throttle_config {
 
 struct throttle {
     struct spinlock guard;
-    uint32_t active; /* any limit set? Read without the guard */
+    uint32_t active; /* 0: no limits; else a number that changes when they do. Read without the guard */
+    uint32_t changes;
     struct throttle_config config;
     /* For each limit: the time at which its bucket would be full again if nothing more came, for the average
      * rate, and the same for the rate of bursts. */

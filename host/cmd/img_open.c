@@ -77,6 +77,17 @@ int img_failed(const char *path, const struct error *err)
     return CMD_EXIT_FAILED;
 }
 
+/* qemu-img's way to say which kind of word it is; an id is looked for first anyhow. */
+static const char *snapshot_name(const char *text)
+{
+    static const char *const prefixes[] = {"snapshot.id=", "snapshot.name="};
+    for (unsigned i = 0; text && i < 2; i++) {
+        if (strncmp(text, prefixes[i], strlen(prefixes[i])) == 0)
+            return text + strlen(prefixes[i]);
+    }
+    return text;
+}
+
 int coroutine_fn img_co_open(const struct img_options *options, const char *path, const char *format,
                              unsigned flags, struct node **node)
 {
@@ -89,7 +100,7 @@ int coroutine_fn img_co_open(const struct img_options *options, const char *path
         return ret;
     }
     open.format = format;
-    open.snapshot = flags & IMG_SOURCE ? options->snapshot : NULL;
+    open.snapshot = flags & IMG_SOURCE ? snapshot_name(options->snapshot) : NULL;
     ret = node_co_open(path, &open, node, &err);
     if (ret < 0)
         img_failed(path, &err);

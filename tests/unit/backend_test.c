@@ -504,6 +504,45 @@ static void a_throttled_back_end_is_slower_and_right(void **state)
     down();
 }
 
+static void a_drain_waits_for_no_tokens(void **state)
+{
+    static struct request requests[8];
+    struct throttle_config config;
+    memset(requests, 0, sizeof(requests));
+    up((struct fake_disk){0});
+    assert_int_equal(throttle_parse("bps=1", &config, NULL), 0);
+    blk_set_throttle(blk, &config);
+    for (unsigned i = 0; i < 8; i++)
+        submit_write(&requests[i], 512 * i);
+    loop_turn(loop, false);
+    assert_int_equal(blk_in_flight(blk), 7);
+    drained = false;
+    co_enter(co_create(drain_entry, NULL));
+    while (!drained)
+        loop_turn(loop, true);
+    assert_int_equal(completed, 8);
+    blk_drain_end(blk);
+    down();
+}
+
+static void limits_that_are_lifted_let_go_of_who_waits(void **state)
+{
+    struct request requests[2] = {0};
+    struct throttle_config config;
+    up((struct fake_disk){0});
+    assert_int_equal(throttle_parse("bps=1", &config, NULL), 0);
+    blk_set_throttle(blk, &config);
+    submit_write(&requests[0], 0);
+    submit_write(&requests[1], 512);
+    loop_turn(loop, false);
+    assert_int_equal(requests[1].completions, 0);
+    assert_int_equal(throttle_parse("bps=1G", &config, NULL), 0);
+    blk_set_throttle(blk, &config);
+    turn_until(2);
+    assert_int_equal(requests[1].result, 0);
+    down();
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -523,6 +562,8 @@ int main(void)
         cmocka_unit_test(reads_and_writes_have_limits_of_their_own),
         cmocka_unit_test(throttle_lists_are_checked),
         CASE(a_throttled_back_end_is_slower_and_right),
+        CASE(a_drain_waits_for_no_tokens),
+        CASE(limits_that_are_lifted_let_go_of_who_waits),
     };
     return cmocka_run_group_tests_name("block back end", tests, NULL, NULL);
 }
