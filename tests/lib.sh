@@ -20,6 +20,8 @@ tap_count=0 tap_failed=0
 declare -A started=()
 
 cleanup() {
+    # A child that gets a signal before it has become its program runs the traps of its parent.
+    [ "$BASHPID" = $$ ] || return
     local name
     for name in "${!started[@]}"; do
         kill -KILL "${started[$name]}" 2>/dev/null
