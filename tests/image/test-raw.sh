@@ -186,8 +186,16 @@ ok "an unknown letter" usage "$img" info -Z disk.raw
 ok "a missing name" usage "$img" info
 ok "a missing value" usage "$img" info disk.raw -f
 ok "a name too many" usage "$img" info disk.raw copy.raw
+manual=$OLDPWD/docs/ringside-img.1
+in_manual() { # sub-command
+    local option
+    for option in $("$img" "$1" --help | grep -oE -- '--[a-z-]+' | grep -v -e --help); do
+        tr -d '\\' <"$manual" | grep -q -e "$option" || { echo "$option is missing"; return 1; }
+    done
+}
 for command in create info check map convert compare resize snapshot commit rebase; do
     ok "$command --help" says 'usage: ringside-img' "$img" $command --help
+    ok "$command: the manual page has every option" in_manual $command
 done
 ok "--version" "$img" --version
 ok_not "a size that is none" "$img" create -f raw x.raw 1X
