@@ -56,6 +56,9 @@ static void update_capacity(struct virtio_blk *device)
     uint64_t block = device->options.logical_block_size;
     uint64_t sectors = blk_length(device->blk) / block * (block / VIRTIO_BLK_SECTOR_BYTES);
 
+    /* Zones are laid out once; their disk does not grow. */
+    if (device->zoned && sectors > device->capacity_sectors)
+        return;
     __atomic_store_n(&device->capacity_sectors, sectors, __ATOMIC_RELAXED);
 }
 
@@ -97,6 +100,14 @@ static void fill_config(struct virtio_blk *device)
     config->max_write_zeroes_sectors = le32_put(RANGE_SECTORS_MAX);
     config->max_write_zeroes_seg = le32_put(RANGE_SEGMENTS_MAX);
     config->write_zeroes_may_unmap = options->discard;
+    if (device->zoned) {
+        config->zoned.zone_sectors = le32_put(options->zoned.zone_sectors);
+        config->zoned.max_open_zones = le32_put(options->zoned.max_open_zones);
+        config->zoned.max_active_zones = le32_put(options->zoned.max_active_zones);
+        config->zoned.max_append_sectors = le32_put(options->zoned.max_append_sectors);
+        config->zoned.write_granularity = le32_put(options->logical_block_size);
+        config->zoned.model = VIRTIO_BLK_Z_HM;
+    }
     if (options->secure_erase) {
         config->max_secure_erase_sectors = le32_put(RANGE_SECTORS_MAX);
         config->max_secure_erase_seg = le32_put(RANGE_SEGMENTS_MAX);
@@ -129,6 +140,15 @@ struct virtio_blk *virtio_blk_create(struct blk *blk, const struct virtio_blk_op
     for (unsigned i = 0; i < options->num_queues; i++)
         virtio_blk_queue_init(device, i);
     update_capacity(device);
+    if (options->zoned.zone_sectors) {
+        device->zoned = zoned_create(&options->zoned, device->capacity_sectors,
+                                     options->logical_block_size / VIRTIO_BLK_SECTOR_BYTES, err);
+        if (!device->zoned) {
+            free(device->queues);
+            free(device);
+            return NULL;
+        }
+    }
     fill_config(device);
     virtio_blk_reset(device);
     blk_on_resize(blk, on_resize, device);
@@ -149,6 +169,7 @@ void virtio_blk_destroy(struct virtio_blk *device)
     blk_on_resize(device->blk, NULL, NULL);
     for (unsigned i = 0; i < device->options.num_queues; i++)
         virtio_blk_queue_free(&device->queues[i]);
+    zoned_destroy(device->zoned);
     free(device->queues);
     free(device);
 }
@@ -163,9 +184,12 @@ uint64_t virtio_blk_device_features(const struct virtio_blk *device)
                         VIRTIO_BIT(VIRTIO_BLK_F_TOPOLOGY) | VIRTIO_BIT(VIRTIO_BLK_F_FLUSH) |
                         VIRTIO_BIT(VIRTIO_BLK_F_CONFIG_WCE) | VIRTIO_BIT(VIRTIO_BLK_F_MQ);
 
-    if (blk_read_only(device->blk)) {
+    if (blk_read_only(device->blk))
         features |= VIRTIO_BIT(VIRTIO_BLK_F_RO);
-    } else {
+    if (device->zoned) {
+        /* Ranges of any place and length are not for zones that are written in order. */
+        features |= VIRTIO_BIT(VIRTIO_BLK_F_ZONED);
+    } else if (!blk_read_only(device->blk)) {
         features |= VIRTIO_BIT(VIRTIO_BLK_F_WRITE_ZEROES);
         if (device->options.discard)
             features |= VIRTIO_BIT(VIRTIO_BLK_F_DISCARD);
@@ -195,6 +219,9 @@ static void apply_write_cache(struct virtio_blk *device)
 int virtio_blk_set_features(struct virtio_blk *device, uint64_t features)
 {
     if (features & ~virtio_blk_device_features(device))
+        return -EINVAL;
+    /* 5.2.5.2: a host-managed disk is not for a driver that knows nothing of zones. */
+    if (device->zoned && !(features & VIRTIO_BIT(VIRTIO_BLK_F_ZONED)))
         return -EINVAL;
     device->features = features;
     /* 5.2.5.2: with CONFIG_WCE but without FLUSH the cache starts as write-through. */

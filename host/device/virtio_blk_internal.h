@@ -10,10 +10,12 @@
 #ifndef RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 #define RINGSIDE_DEVICE_VIRTIO_BLK_INTERNAL_H
 
+#include "host/block/sg.h"
 #include "host/device/dirty_log.h"
 #include "host/device/ring_inflight.h"
 #include "host/device/virtio_blk.h"
 #include "host/device/virtqueue.h"
+#include "host/device/zoned.h"
 #include "host/runtime/coroutine.h"
 
 #define CACHE_LINE 64
@@ -37,8 +39,9 @@ struct virtio_blk_request {
     uint8_t *status;   /* the last writable byte of the chain, in guest memory */
     struct iovec *iov; /* data segments: inline_iov or block->iov */
     union request_block *block;
-    uint64_t offset, bytes;                 /* of data, bytes */
-    uint64_t in_bytes;                      /* writable bytes of the chain, status included */
+    uint64_t offset, bytes; /* of data, bytes */
+    uint64_t zero_bytes;    /* zoned: of an IN, behind the `bytes` that are read from the disk */
+    uint64_t in_bytes;      /* writable bytes of the chain, status included */
     struct virtio_blk_request *merged_next; /* of the request that this one was merged into */
     uint32_t len;                           /* IN_ORDER: waits to be used with this length */
     unsigned niov;
@@ -47,8 +50,10 @@ struct virtio_blk_request {
     uint16_t num_descs;
     uint16_t entry; /* in the inflight region */
     uint16_t range_next, range_count;
-    uint8_t type; /* VIRTIO_BLK_T_..., checked */
+    uint16_t trailer_niov; /* ZONE_APPEND: segments behind iov[niov) that get the sector */
+    uint8_t type;          /* VIRTIO_BLK_T_..., checked */
     bool busy;
+    bool again;                /* was taken before a restart */
     bool done;                 /* IN_ORDER: finished, waits for older ones */
     bool merged;               /* in a merged request, or was: not merged again */
     bool issuing, issued_done; /* ranges: a completion inside the call that submits */
@@ -146,6 +151,7 @@ struct virtio_blk {
     uint64_t merge_max_bytes;
     uint8_t writeback; /* as configuration shows it */
     uint32_t broken;
+    struct zoned *zoned;             /* or NULL */
     struct virtio_blk_config config; /* what does not change */
     struct virtio_blk_queue *queues;
 };
@@ -172,11 +178,39 @@ void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_r
 union request_block *request_block_get(struct virtio_blk_queue *queue);
 void request_block_put(struct virtio_blk_queue *queue, union request_block *block);
 
+/* A chain read as a message (5.2.6). The segments are the virtqueue's, until the next pop. */
+struct virtio_blk_message {
+    const struct virtq_chain *chain;
+    uint64_t sector;
+    struct sg out; /* readable bytes behind the header */
+    uint64_t out_bytes;
+    struct iovec *in; /* writable segments without the status byte */
+    unsigned in_count;
+    uint64_t in_bytes;
+};
+
+/* virtio_blk_zoned.c */
+void virtio_blk_handle_append(struct virtio_blk_request *request, const struct virtio_blk_message *message);
+void virtio_blk_submit_append(struct virtio_blk_request *request);
+void virtio_blk_handle_report(struct virtio_blk_request *request, const struct virtio_blk_message *message);
+void virtio_blk_handle_zone(struct virtio_blk_request *request, const struct virtio_blk_message *message);
+/* An IN or OUT that was checked and has its segments: false if it was answered. */
+bool virtio_blk_zoned_begin(struct virtio_blk_request *request);
+
 /* virtio_blk_request.c: what the chain that was popped into queue->vq asks for is done, or refused. */
 void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk_request *request,
                                const struct virtq_chain *chain);
 /* Step 11: answers with STATUS. DATA_BYTES: how much of the writable data was written, from its start. */
 void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uint64_t data_bytes);
+/* Answers a request that asks for what can't be. */
+void virtio_blk_refuse(struct virtio_blk_request *request, uint8_t status);
+/* Is [SECTOR, SECTOR + BYTES) part of the disk? */
+bool virtio_blk_range_ok(const struct virtio_blk_queue *queue, uint64_t sector, uint64_t bytes);
+/* Moves the segments of SG to the request, MORE places behind them left free. There is memory for it. */
+void virtio_blk_keep_segments(struct virtio_blk_request *request, struct sg sg, unsigned more);
+/* Writes BYTES to the request's data, AT bytes behind its start, where there is room for them. */
+void virtio_blk_answer_with(struct virtio_blk_request *request, const struct virtio_blk_message *message,
+                            uint64_t at, const void *from, uint64_t bytes);
 /* Answers IN or OUT by the block layer's result. */
 void virtio_blk_complete_rw(struct virtio_blk_request *request, int result);
 /* Submits one IN or OUT as it is. */

@@ -176,6 +176,7 @@ static bool fetch(struct virtio_blk_queue *queue)
         if (!request)
             break;
         taken++;
+        request->again = again;
         if (queue->track_inflight)
             note_taken(queue, request, again);
         virtio_blk_handle_request(queue, request, &chain);

@@ -47,8 +47,7 @@ void virtio_blk_complete(struct virtio_blk_request *request, uint8_t status, uin
     virtio_blk_queue_used(queue, request, (uint32_t)len);
 }
 
-/* Answers a request that asks for what can't be. */
-static void refuse(struct virtio_blk_request *request, uint8_t status)
+void virtio_blk_refuse(struct virtio_blk_request *request, uint8_t status)
 {
     if (status == VIRTIO_BLK_S_IOERR)
         STAT_ADD(request->queue, invalid, 1);
@@ -63,8 +62,12 @@ void virtio_blk_complete_rw(struct virtio_blk_request *request, int result)
 
     if (result < 0 && !virtio_blk_failed(request, result, &status))
         return;
+    if (__builtin_expect(request->queue->device->zoned != NULL, 0) && request->type == VIRTIO_BLK_T_OUT)
+        zoned_write_end(request->queue->device->zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
+                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, result == 0);
     virtio_blk_complete(request, status,
-                        result == 0 && request->type == VIRTIO_BLK_T_IN ? request->bytes : 0);
+                        result == 0 && request->type == VIRTIO_BLK_T_IN ? request->bytes + request->zero_bytes
+                                                                        : 0);
 }
 
 static void rw_complete(struct blk_request *blk_request, int result)
@@ -88,47 +91,40 @@ static uint64_t capacity_of(const struct virtio_blk_queue *queue)
     return __atomic_load_n(&queue->device->capacity_sectors, __ATOMIC_RELAXED);
 }
 
-/* Is [SECTOR, SECTOR + BYTES) part of the disk? Nothing is added up that could wrap: SECTOR is compared
- * first. */
-static bool range_ok(const struct virtio_blk_queue *queue, uint64_t sector, uint64_t bytes)
+/* Nothing is added up that could wrap: SECTOR is compared first. */
+bool virtio_blk_range_ok(const struct virtio_blk_queue *queue, uint64_t sector, uint64_t bytes)
 {
     uint64_t capacity = capacity_of(queue);
 
     return sector <= capacity && bytes / VIRTIO_BLK_SECTOR_BYTES <= capacity - sector;
 }
 
-/* Moves the COUNT segments from IOV to the request. */
-static void keep_segments(struct virtio_blk_request *request, const struct iovec *iov, unsigned count)
+void virtio_blk_keep_segments(struct virtio_blk_request *request, struct sg sg, unsigned more)
 {
-    if (count <= REQUEST_INLINE_IOV) {
+    if (sg.niov + more <= REQUEST_INLINE_IOV) {
         request->iov = request->inline_iov;
     } else {
         request->block = request_block_get(request->queue); /* there is one: see virtio_blk_handle_queue */
         request->iov = request->block->iov;
     }
-    for (unsigned i = 0; i < count; i++)
-        request->iov[i] = iov[i];
-    request->niov = count;
+    for (unsigned i = 0; i < sg.niov; i++)
+        request->iov[i] = sg.iov[i];
+    /* Data that follows the header in one segment */
+    if (sg.skip > 0) {
+        request->iov[0].iov_base = (uint8_t *)request->iov[0].iov_base + sg.skip;
+        request->iov[0].iov_len -= sg.skip;
+    }
+    request->niov = sg.niov;
 }
 
-struct message {
-    const struct virtq_chain *chain;
-    uint64_t sector;
-    struct sg out; /* readable bytes behind the header */
-    uint64_t out_bytes;
-    struct iovec *in; /* writable segments without the status byte */
-    unsigned in_count;
-    uint64_t in_bytes;
-};
-
-static void handle_in_out(struct virtio_blk_request *request, const struct message *message)
+static void handle_in_out(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
     struct virtio_blk_queue *queue = request->queue;
     uint64_t bytes = request->type == VIRTIO_BLK_T_IN ? message->in_bytes : message->out_bytes;
 
     if (bytes % VIRTIO_BLK_SECTOR_BYTES != 0 || bytes > UINT32_MAX || message->chain->too_long ||
-        !range_ok(queue, message->sector, bytes)) {
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        !virtio_blk_range_ok(queue, message->sector, bytes)) {
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     request->offset = message->sector * VIRTIO_BLK_SECTOR_BYTES;
@@ -137,16 +133,11 @@ static void handle_in_out(struct virtio_blk_request *request, const struct messa
         virtio_blk_complete(request, VIRTIO_BLK_S_OK, 0);
         return;
     }
-    if (request->type == VIRTIO_BLK_T_IN) {
-        keep_segments(request, message->in, message->in_count);
-    } else if (message->out.skip == 0) {
-        keep_segments(request, message->out.iov, message->out.niov);
-    } else {
-        /* Data follows the header in one segment. */
-        keep_segments(request, message->out.iov, message->out.niov);
-        request->iov[0].iov_base = (uint8_t *)request->iov[0].iov_base + message->out.skip;
-        request->iov[0].iov_len -= message->out.skip;
-    }
+    virtio_blk_keep_segments(
+        request, request->type == VIRTIO_BLK_T_IN ? sg_make(message->in, message->in_count) : message->out,
+        0);
+    if (__builtin_expect(queue->device->zoned != NULL, 0) && !virtio_blk_zoned_begin(request))
+        return;
     multireq_add(queue, request);
 }
 
@@ -155,8 +146,11 @@ static void handle_in_out(struct virtio_blk_request *request, const struct messa
 static void flush_complete(struct blk_request *blk_request, int result)
 {
     struct virtio_blk_request *request = (struct virtio_blk_request *)blk_request;
+    struct zoned *zoned = request->queue->device->zoned;
     uint8_t status = VIRTIO_BLK_S_OK;
 
+    if (result == 0 && zoned)
+        result = zoned_sync(zoned);
     if (result == 0 || virtio_blk_failed(request, result, &status))
         virtio_blk_complete(request, status, 0);
 }
@@ -168,18 +162,17 @@ static void flush_submit(struct virtio_blk_request *request)
 }
 
 /* Covers what completed before it was sent, on any queue (5.2.6.2); works on a read-only disk too. */
-static void handle_flush(struct virtio_blk_request *request, const struct message *message)
+static void handle_flush(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
     flush_submit(request);
 }
 
-/* Writes BYTES to the request's data, which has room for them. */
-static void answer_with(struct virtio_blk_request *request, const struct message *message, const void *from,
-                        uint64_t bytes)
+void virtio_blk_answer_with(struct virtio_blk_request *request, const struct virtio_blk_message *message,
+                            uint64_t at, const void *from, uint64_t bytes)
 {
     struct virtio_blk_queue *queue = request->queue;
 
-    sg_copy_in(sg_make(message->in, message->in_count), from, bytes);
+    sg_copy_in(sg_advance(sg_make(message->in, message->in_count), at), from, bytes);
     if (__builtin_expect(queue->log.bits != NULL, 0))
         dirty_log_mark_iov(&queue->log, queue->memory, message->in, message->in_count);
 }
@@ -187,23 +180,23 @@ static void answer_with(struct virtio_blk_request *request, const struct message
 /* ---- GET_ID ---- */
 
 /* 20 bytes, filled up with NULs, as far as they fit; what is behind them stays as it was. */
-static void handle_get_id(struct virtio_blk_request *request, const struct message *message)
+static void handle_get_id(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
     const char *serial = request->queue->device->options.serial;
     uint64_t bytes = message->in_bytes < VIRTIO_BLK_ID_BYTES ? message->in_bytes : VIRTIO_BLK_ID_BYTES;
 
     if (message->chain->too_long) {
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     request->bytes = bytes;
-    answer_with(request, message, serial, bytes);
+    virtio_blk_answer_with(request, message, 0, serial, bytes);
     virtio_blk_complete(request, VIRTIO_BLK_S_OK, bytes);
 }
 
 /* ---- GET_LIFETIME ---- */
 
-static void handle_get_lifetime(struct virtio_blk_request *request, const struct message *message)
+static void handle_get_lifetime(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
     const struct virtio_blk_options *options = &request->queue->device->options;
     const struct virtio_blk_lifetime lifetime = {
@@ -212,10 +205,10 @@ static void handle_get_lifetime(struct virtio_blk_request *request, const struct
         .device_lifetime_est_typ_b = le16_put(options->lifetime_type_b)};
 
     if (message->chain->too_long || message->in_bytes < sizeof(lifetime)) {
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
-    answer_with(request, message, &lifetime, sizeof(lifetime));
+    virtio_blk_answer_with(request, message, 0, &lifetime, sizeof(lifetime));
     virtio_blk_complete(request, VIRTIO_BLK_S_OK, sizeof(lifetime));
 }
 
@@ -291,13 +284,13 @@ static uint8_t check_ranges(const struct virtio_blk_request *request, uint32_t m
         if (le32_get(range->flags) & ~known_flags)
             return VIRTIO_BLK_S_UNSUPP;
         if (sectors > max_sectors ||
-            !range_ok(request->queue, le64_get(range->sector), sectors * VIRTIO_BLK_SECTOR_BYTES))
+            !virtio_blk_range_ok(request->queue, le64_get(range->sector), sectors * VIRTIO_BLK_SECTOR_BYTES))
             return VIRTIO_BLK_S_IOERR;
     }
     return VIRTIO_BLK_S_OK;
 }
 
-static void handle_ranges(struct virtio_blk_request *request, const struct message *message)
+static void handle_ranges(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
     struct virtio_blk_queue *queue = request->queue;
     const struct virtio_blk_config *config = &queue->device->config;
@@ -322,7 +315,7 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
     }
     if (bytes % sizeof(struct virtio_blk_range) != 0 || bytes / sizeof(struct virtio_blk_range) > max_seg ||
         message->chain->too_long) {
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     request->block = request_block_get(queue); /* there is one: see virtio_blk_handle_queue */
@@ -335,7 +328,7 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
     /* All are checked before anything is done. */
     status = check_ranges(request, max_sectors, known_flags);
     if (status != VIRTIO_BLK_S_OK) {
-        refuse(request, status);
+        virtio_blk_refuse(request, status);
         return;
     }
     ranges_submit(request);
@@ -346,7 +339,7 @@ static void handle_ranges(struct virtio_blk_request *request, const struct messa
 #define NO_FEATURE 0xffu
 
 struct request_type {
-    void (*handle)(struct virtio_blk_request *request, const struct message *message);
+    void (*handle)(struct virtio_blk_request *request, const struct virtio_blk_message *message);
     void (*submit)(struct virtio_blk_request *request); /* once more; NULL: it is never in the block layer */
     uint8_t feature; /* without it the type is unsupported; NO_FEATURE: always there */
     bool changes;    /* refused on a read-only disk */
@@ -361,6 +354,14 @@ static const struct request_type request_types[] = {
     [VIRTIO_BLK_T_DISCARD] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_DISCARD, true},
     [VIRTIO_BLK_T_WRITE_ZEROES] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_WRITE_ZEROES, true},
     [VIRTIO_BLK_T_SECURE_ERASE] = {handle_ranges, ranges_submit, VIRTIO_BLK_F_SECURE_ERASE, true},
+    [VIRTIO_BLK_T_ZONE_APPEND] = {virtio_blk_handle_append, virtio_blk_submit_append, VIRTIO_BLK_F_ZONED,
+                                  true},
+    [VIRTIO_BLK_T_ZONE_REPORT] = {virtio_blk_handle_report, NULL, VIRTIO_BLK_F_ZONED, false},
+    [VIRTIO_BLK_T_ZONE_OPEN] = {virtio_blk_handle_zone, NULL, VIRTIO_BLK_F_ZONED, true},
+    [VIRTIO_BLK_T_ZONE_CLOSE] = {virtio_blk_handle_zone, NULL, VIRTIO_BLK_F_ZONED, true},
+    [VIRTIO_BLK_T_ZONE_FINISH] = {virtio_blk_handle_zone, NULL, VIRTIO_BLK_F_ZONED, true},
+    [VIRTIO_BLK_T_ZONE_RESET] = {virtio_blk_handle_zone, NULL, VIRTIO_BLK_F_ZONED, true},
+    [VIRTIO_BLK_T_ZONE_RESET_ALL] = {virtio_blk_handle_zone, NULL, VIRTIO_BLK_F_ZONED, true},
 };
 
 #define REQUEST_TYPES (sizeof(request_types) / sizeof(request_types[0]))
@@ -372,7 +373,7 @@ void virtio_blk_submit(struct virtio_blk_request *request)
 
 /* Takes the header off the readable segments, the status byte off the writable ones. */
 static bool message_open(struct virtio_blk_queue *queue, const struct virtq_chain *chain,
-                         struct message *message, struct virtio_blk_req_header *header)
+                         struct virtio_blk_message *message, struct virtio_blk_req_header *header)
 {
     struct iovec *iov = queue->vq.iov;
 
@@ -403,18 +404,18 @@ void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk
 {
     const struct request_type *type = NULL;
     struct virtio_blk_req_header header;
-    struct message message;
+    struct virtio_blk_message message;
     uint32_t number;
 
     request->status = chain->last_in;
     request->in_bytes = chain->in_bytes;
-    request->offset = request->bytes = 0;
+    request->offset = request->bytes = request->zero_bytes = 0;
     request->type = UINT8_MAX; /* not known yet */
     request->blk.trace_id = ++queue->trace_next;
     if (!message_open(queue, chain, &message, &header)) {
         if (queue->vq.audit)
             audit_request(queue->vq.audit, NULL, 0, 0, 0);
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     if (__builtin_expect(queue->vq.audit != NULL, 0))
@@ -429,9 +430,9 @@ void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk
     if (number > VIRTIO_BLK_T_OUT && queue->multireq.count > 0)
         multireq_submit(queue);
     if (type && type->changes && queue->read_only)
-        refuse(request, VIRTIO_BLK_S_IOERR);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
     else if (!type || (type->feature != NO_FEATURE && !queue_has_feature(queue, type->feature)))
-        refuse(request, VIRTIO_BLK_S_UNSUPP);
+        virtio_blk_refuse(request, VIRTIO_BLK_S_UNSUPP);
     else {
         request->type = (uint8_t)number;
         type->handle(request, &message);

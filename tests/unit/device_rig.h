@@ -238,6 +238,7 @@ static struct rig {
 
 /* What the fake node will say of itself at the next rig_init. */
 static struct node_limits rig_limits;
+static uint64_t rig_length; /* 0: DISK_BYTES */
 
 struct rig_options {
     uint64_t features; /* to negotiate, besides VERSION_1 */
@@ -435,7 +436,7 @@ static void rig_init(const struct rig_options *options)
     memset(&fake, 0, sizeof(fake));
     memset(&rig, 0, sizeof(rig));
     fake.node.limits = rig_limits;
-    fake.length = DISK_BYTES;
+    fake.length = rig_length ? rig_length : DISK_BYTES;
     fake.disk = rig_map(DISK_BYTES);
     fake.read_only = options->read_only;
     rig.low = rig_map(LOW_BYTES);

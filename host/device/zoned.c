@@ -1,0 +1,512 @@
+/*
+ * Zones of an emulated host-managed disk (zoned.h).
+ *
+ * The state file: a header of 64 bytes, then 16 bytes for each zone, little-endian. Its content is checked
+ * like any other file's before a number of it is used.
+ */
+#include "host/device/zoned.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/runtime/co_lock.h"
+
+#define ZONES_MAX   (1u << 20)
+#define STATE_MAGIC "ringside zones 1"
+
+struct state_header {
+    char magic[16];
+    le64 capacity;
+    le32 zone_sectors, conventional_zones, num_zones, reserved;
+    uint8_t padding[24];
+};
+
+struct state_zone {
+    le64 wp;
+    uint8_t state;
+    uint8_t padding[7];
+};
+
+_Static_assert(sizeof(struct state_header) == 64 && sizeof(struct state_zone) == 16,
+               "the state file's layout");
+
+struct zone {
+    uint64_t wp; /* with what has begun */
+    uint8_t state;
+};
+
+struct zoned {
+    struct spinlock guard;
+    uint64_t capacity;
+    uint32_t zone_sectors, conventional, num_zones, block_sectors;
+    uint32_t max_open, max_active, max_append;
+    uint32_t open, active; /* zones now; active: open or closed */
+    struct zone *zones;
+    struct state_zone *saved; /* in the mapping, or memory of our own without a file */
+    void *mapping;
+    size_t mapping_bytes;
+};
+
+static uint64_t zone_start(const struct zoned *zoned, uint32_t index)
+{
+    return (uint64_t)index * zoned->zone_sectors;
+}
+
+/* Only the last zone may be smaller; all of a zone can be written. */
+static uint64_t zone_end(const struct zoned *zoned, uint32_t index)
+{
+    uint64_t end = zone_start(zoned, index) + zoned->zone_sectors;
+
+    return end < zoned->capacity ? end : zoned->capacity;
+}
+
+static bool conventional(const struct zoned *zoned, uint32_t index)
+{
+    return index < zoned->conventional;
+}
+
+static bool is_open(uint8_t state)
+{
+    return state == VIRTIO_BLK_ZS_IOPEN || state == VIRTIO_BLK_ZS_EOPEN;
+}
+
+static bool is_active(uint8_t state)
+{
+    return is_open(state) || state == VIRTIO_BLK_ZS_CLOSED;
+}
+
+/* In memory alone: the zone is full once the write that fills it has ended. */
+static void set_state_for_now(struct zoned *zoned, uint32_t index, uint8_t state)
+{
+    struct zone *zone = &zoned->zones[index];
+
+    zoned->open = zoned->open - is_open(zone->state) + is_open(state);
+    zoned->active = zoned->active - is_active(zone->state) + is_active(state);
+    zone->state = state;
+}
+
+static void set_state(struct zoned *zoned, uint32_t index, uint8_t state)
+{
+    set_state_for_now(zoned, index, state);
+    zoned->saved[index].state = state;
+}
+
+static void set_wp(struct zoned *zoned, uint32_t index, uint64_t wp)
+{
+    zoned->zones[index].wp = wp;
+    zoned->saved[index].wp = le64_put(wp);
+}
+
+/* ---- the state file ---- */
+
+static void start_empty(struct zoned *zoned)
+{
+    for (uint32_t i = 0; i < zoned->num_zones; i++) {
+        set_state(zoned, i, conventional(zoned, i) ? VIRTIO_BLK_ZS_NOT_WP : VIRTIO_BLK_ZS_EMPTY);
+        set_wp(zoned, i, zone_start(zoned, i));
+    }
+}
+
+static bool plausible(const struct zoned *zoned, uint32_t index, uint8_t state, uint64_t wp)
+{
+    uint64_t start = zone_start(zoned, index), end = zone_end(zoned, index);
+
+    if (conventional(zoned, index))
+        return state == VIRTIO_BLK_ZS_NOT_WP;
+    switch (state) {
+    case VIRTIO_BLK_ZS_EMPTY:
+        return wp == start;
+    case VIRTIO_BLK_ZS_IOPEN:
+    case VIRTIO_BLK_ZS_EOPEN:
+    case VIRTIO_BLK_ZS_CLOSED:
+        /* Up to the end: the write that filled it had ended, its state had not been saved. */
+    case VIRTIO_BLK_ZS_FULL:
+    case VIRTIO_BLK_ZS_RDONLY:
+    case VIRTIO_BLK_ZS_OFFLINE:
+        return wp >= start && wp <= end;
+    default:
+        return false;
+    }
+}
+
+static int load(struct zoned *zoned, const struct state_header *header, const char *path, struct error *err)
+{
+    if (memcmp(header->magic, STATE_MAGIC, sizeof(header->magic)) != 0)
+        return error_set(err, -EINVAL, "%s: not a file of zone states (remove it to start with empty zones)",
+                         path);
+    if (le64_get(header->capacity) != zoned->capacity ||
+        le32_get(header->zone_sectors) != zoned->zone_sectors ||
+        le32_get(header->conventional_zones) != zoned->conventional ||
+        le32_get(header->num_zones) != zoned->num_zones)
+        return error_set(err, -EINVAL,
+                         "%s: zone states of another disk: %" PRIu64 " sectors, zones of %u, %u conventional "
+                         "(remove it to start with empty zones)",
+                         path, le64_get(header->capacity), le32_get(header->zone_sectors),
+                         le32_get(header->conventional_zones));
+    for (uint32_t i = 0; i < zoned->num_zones; i++) {
+        uint8_t state = zoned->saved[i].state;
+        uint64_t wp = le64_get(zoned->saved[i].wp);
+
+        if (!plausible(zoned, i, state, wp))
+            return error_set(err, -EINVAL, "%s: zone %u is in state %u with its write pointer at %" PRIu64,
+                             path, i, state, wp);
+        if (is_active(state) && wp == zone_end(zoned, i))
+            state = VIRTIO_BLK_ZS_FULL;
+        set_state(zoned, i, state);
+        zoned->zones[i].wp = wp;
+    }
+    return 0;
+}
+
+static int map_state_file(struct zoned *zoned, const char *path, struct error *err)
+{
+    struct state_header *header;
+    struct stat st;
+    bool fresh;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+    if (fd < 0)
+        return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return error_set(err, -EINVAL, "%s: not a regular file", path);
+    }
+    zoned->mapping_bytes = sizeof(*header) + (size_t)zoned->num_zones * sizeof(struct state_zone);
+    fresh = st.st_size == 0;
+    if (!fresh && (uint64_t)st.st_size != zoned->mapping_bytes) {
+        close(fd);
+        return error_set(err, -EINVAL,
+                         "%s: zone states of another disk, or cut short (%zu bytes are expected)", path,
+                         zoned->mapping_bytes);
+    }
+    if (fresh && (errno = -posix_fallocate(fd, 0, (off_t)zoned->mapping_bytes)) < 0) {
+        int result = errno;
+
+        close(fd);
+        return error_set(err, result, "%s: %s", path, strerror(-result));
+    }
+    zoned->mapping = mmap(NULL, zoned->mapping_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (zoned->mapping == MAP_FAILED) {
+        zoned->mapping = NULL;
+        return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    }
+    header = zoned->mapping;
+    zoned->saved = (struct state_zone *)(header + 1);
+    if (!fresh)
+        return load(zoned, header, path, err);
+    start_empty(zoned);
+    header->capacity = le64_put(zoned->capacity);
+    header->zone_sectors = le32_put(zoned->zone_sectors);
+    header->conventional_zones = le32_put(zoned->conventional);
+    header->num_zones = le32_put(zoned->num_zones);
+    memcpy(header->magic, STATE_MAGIC, sizeof(header->magic));
+    return 0;
+}
+
+struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint64_t capacity,
+                           uint32_t block_sectors, struct error *err)
+{
+    struct zoned *zoned;
+    uint64_t num_zones;
+
+    if (options->zone_sectors % block_sectors != 0 || options->zone_sectors == 0) {
+        error_set(err, -EINVAL, "zones of %u sectors are not possible (a multiple of %u is)",
+                  options->zone_sectors, block_sectors);
+        return NULL;
+    }
+    num_zones = capacity / options->zone_sectors + (capacity % options->zone_sectors != 0);
+    if (num_zones == 0 || num_zones > ZONES_MAX || options->conventional_zones >= num_zones) {
+        error_set(err, -EINVAL,
+                  "%" PRIu64
+                  " zones, %u of them conventional, are not possible (1 to %u, and one must be sequential)",
+                  num_zones, options->conventional_zones, ZONES_MAX);
+        return NULL;
+    }
+    if (options->max_active_zones != 0 && options->max_open_zones > options->max_active_zones) {
+        error_set(err, -EINVAL, "%u open zones are more than the %u active ones", options->max_open_zones,
+                  options->max_active_zones);
+        return NULL;
+    }
+    zoned = calloc(1, sizeof(*zoned));
+    if (!zoned)
+        goto no_memory;
+    zoned->capacity = capacity;
+    zoned->zone_sectors = options->zone_sectors;
+    zoned->conventional = options->conventional_zones;
+    zoned->num_zones = (uint32_t)num_zones;
+    zoned->block_sectors = block_sectors;
+    zoned->max_open = options->max_open_zones;
+    zoned->max_active = options->max_active_zones;
+    zoned->max_append = options->max_append_sectors;
+    zoned->zones = calloc(num_zones, sizeof(*zoned->zones));
+    if (!zoned->zones)
+        goto no_memory;
+    if (options->state_path) {
+        if (map_state_file(zoned, options->state_path, err) < 0) {
+            zoned_destroy(zoned);
+            return NULL;
+        }
+        return zoned;
+    }
+    zoned->saved = calloc(num_zones, sizeof(*zoned->saved));
+    if (!zoned->saved)
+        goto no_memory;
+    start_empty(zoned);
+    return zoned;
+
+no_memory:
+    error_set(err, -ENOMEM, "no memory for %" PRIu64 " zones", num_zones);
+    zoned_destroy(zoned);
+    return NULL;
+}
+
+void zoned_destroy(struct zoned *zoned)
+{
+    if (!zoned)
+        return;
+    if (zoned->mapping)
+        munmap(zoned->mapping, zoned->mapping_bytes);
+    else
+        free(zoned->saved);
+    free(zoned->zones);
+    free(zoned);
+}
+
+int zoned_sync(struct zoned *zoned)
+{
+    if (zoned->mapping && msync(zoned->mapping, zoned->mapping_bytes, MS_SYNC) < 0)
+        return -errno;
+    return 0;
+}
+
+/* ---- writing and reading ---- */
+
+/* One more open zone: an implicitly open one makes room if it must. */
+static uint8_t room_to_open(struct zoned *zoned, uint8_t from)
+{
+    /* A zone that needs both is told about the active ones first. */
+    if (from == VIRTIO_BLK_ZS_EMPTY && zoned->max_active != 0 && zoned->active >= zoned->max_active)
+        return VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE;
+    if (zoned->max_open == 0 || zoned->open < zoned->max_open)
+        return VIRTIO_BLK_S_OK;
+    for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++)
+        if (zoned->zones[i].state == VIRTIO_BLK_ZS_IOPEN) {
+            set_state(zoned, i, VIRTIO_BLK_ZS_CLOSED);
+            return VIRTIO_BLK_S_OK;
+        }
+    return VIRTIO_BLK_S_ZONE_OPEN_RESOURCE;
+}
+
+static uint8_t begin_locked(struct zoned *zoned, uint32_t index, uint64_t sector, uint64_t sectors)
+{
+    struct zone *zone = &zoned->zones[index];
+    uint64_t end = zone_end(zoned, index);
+    uint8_t status;
+
+    if (zone->state == VIRTIO_BLK_ZS_FULL || sectors > end - zone->wp)
+        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    if (sector != zone->wp || sectors % zoned->block_sectors != 0)
+        return VIRTIO_BLK_S_ZONE_UNALIGNED_WP;
+    if (!is_open(zone->state)) {
+        status = room_to_open(zoned, zone->state);
+        if (status != VIRTIO_BLK_S_OK)
+            return status;
+        set_state(zoned, index, VIRTIO_BLK_ZS_IOPEN);
+    }
+    zone->wp += sectors;
+    if (zone->wp == end)
+        set_state_for_now(zoned, index, VIRTIO_BLK_ZS_FULL);
+    return VIRTIO_BLK_S_OK;
+}
+
+/* Does the range end in the zone that it begins in? (Ranges inside the disk only.) */
+static bool in_one_zone(const struct zoned *zoned, uint64_t sector, uint64_t sectors)
+{
+    return sectors <= zone_end(zoned, (uint32_t)(sector / zoned->zone_sectors)) - sector;
+}
+
+/* Conventional zones may be crossed as one likes, sequential ones not at all. */
+static bool all_conventional(const struct zoned *zoned, uint64_t sector, uint64_t sectors)
+{
+    return sector + sectors <= zone_start(zoned, zoned->conventional);
+}
+
+uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool again)
+{
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    uint8_t status;
+
+    if (all_conventional(zoned, sector, sectors))
+        return VIRTIO_BLK_S_OK;
+    if (!in_one_zone(zoned, sector, sectors))
+        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    spin_lock(&zoned->guard);
+    if (zoned->zones[index].state == VIRTIO_BLK_ZS_RDONLY ||
+        zoned->zones[index].state == VIRTIO_BLK_ZS_OFFLINE)
+        status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    else if (again && sector + sectors <= zoned->zones[index].wp)
+        status = VIRTIO_BLK_S_OK;
+    else
+        status = begin_locked(zoned, index, sector, sectors);
+    spin_unlock(&zoned->guard);
+    return status;
+}
+
+uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, uint64_t *at)
+{
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+
+    if (zoned->max_append == 0)
+        return VIRTIO_BLK_S_UNSUPP;
+    if (sectors > zoned->max_append || conventional(zoned, index) || sector != zone_start(zoned, index))
+        return status;
+    spin_lock(&zoned->guard);
+    if (zoned->zones[index].state != VIRTIO_BLK_ZS_RDONLY &&
+        zoned->zones[index].state != VIRTIO_BLK_ZS_OFFLINE) {
+        *at = zoned->zones[index].wp;
+        status = begin_locked(zoned, index, *at, sectors);
+    }
+    spin_unlock(&zoned->guard);
+    return status;
+}
+
+void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool ok)
+{
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    struct zone *zone = &zoned->zones[index];
+
+    if (conventional(zoned, index))
+        return;
+    spin_lock(&zoned->guard);
+    if (!ok) {
+        /* The last one that began gives its place back; the place of another stays a hole of zeroes or old
+         * data. */
+        if (zone->wp == sector + sectors && is_active(zone->state))
+            zone->wp = sector;
+    } else if (zone->wp >= sector + sectors && le64_get(zoned->saved[index].wp) < sector + sectors) {
+        /* (A zone that was reset meanwhile has its write pointer before this write.) */
+        zoned->saved[index].wp = le64_put(sector + sectors);
+        if (sector + sectors == zone_end(zoned, index))
+            zoned->saved[index].state = VIRTIO_BLK_ZS_FULL;
+    }
+    spin_unlock(&zoned->guard);
+}
+
+uint8_t zoned_read(struct zoned *zoned, uint64_t sector, uint64_t sectors, uint64_t *written)
+{
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    const struct zone *zone = &zoned->zones[index];
+    uint8_t status = VIRTIO_BLK_S_OK;
+
+    *written = sectors;
+    if (all_conventional(zoned, sector, sectors))
+        return status;
+    if (!in_one_zone(zoned, sector, sectors))
+        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    spin_lock(&zoned->guard);
+    if (zone->state == VIRTIO_BLK_ZS_OFFLINE)
+        status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    else if (zone->wp <= sector)
+        *written = 0;
+    else if (zone->wp - sector < sectors)
+        *written = zone->wp - sector;
+    spin_unlock(&zoned->guard);
+    return status;
+}
+
+/* ---- management ---- */
+
+static uint8_t open_locked(struct zoned *zoned, uint32_t index)
+{
+    uint8_t state = zoned->zones[index].state, status;
+
+    if (state == VIRTIO_BLK_ZS_FULL)
+        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    if (!is_open(state)) {
+        status = room_to_open(zoned, state);
+        if (status != VIRTIO_BLK_S_OK)
+            return status;
+    }
+    set_state(zoned, index, VIRTIO_BLK_ZS_EOPEN);
+    return VIRTIO_BLK_S_OK;
+}
+
+static uint8_t close_locked(struct zoned *zoned, uint32_t index)
+{
+    if (!is_active(zoned->zones[index].state))
+        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    set_state(zoned, index, VIRTIO_BLK_ZS_CLOSED);
+    return VIRTIO_BLK_S_OK;
+}
+
+static uint8_t finish_locked(struct zoned *zoned, uint32_t index)
+{
+    set_state(zoned, index, VIRTIO_BLK_ZS_FULL);
+    return VIRTIO_BLK_S_OK;
+}
+
+static uint8_t reset_locked(struct zoned *zoned, uint32_t index)
+{
+    set_state(zoned, index, VIRTIO_BLK_ZS_EMPTY);
+    set_wp(zoned, index, zone_start(zoned, index));
+    return VIRTIO_BLK_S_OK;
+}
+
+uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector)
+{
+    static uint8_t (*const commands[])(struct zoned * zoned, uint32_t index) = {
+        [VIRTIO_BLK_T_ZONE_OPEN] = open_locked,
+        [VIRTIO_BLK_T_ZONE_CLOSE] = close_locked,
+        [VIRTIO_BLK_T_ZONE_FINISH] = finish_locked,
+        [VIRTIO_BLK_T_ZONE_RESET] = reset_locked,
+    };
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+
+    if (type == VIRTIO_BLK_T_ZONE_RESET_ALL) {
+        spin_lock(&zoned->guard);
+        for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++)
+            if (is_active(zoned->zones[i].state) || zoned->zones[i].state == VIRTIO_BLK_ZS_FULL)
+                reset_locked(zoned, i);
+        spin_unlock(&zoned->guard);
+        return VIRTIO_BLK_S_OK;
+    }
+    if (sector >= zoned->capacity || conventional(zoned, index) || sector != zone_start(zoned, index))
+        return status;
+    spin_lock(&zoned->guard);
+    if (zoned->zones[index].state != VIRTIO_BLK_ZS_RDONLY &&
+        zoned->zones[index].state != VIRTIO_BLK_ZS_OFFLINE)
+        status = commands[type](zoned, index);
+    spin_unlock(&zoned->guard);
+    return status;
+}
+
+unsigned zoned_report(struct zoned *zoned, uint64_t sector, struct virtio_blk_zone_descriptor *out,
+                      unsigned max)
+{
+    unsigned n = 0;
+
+    spin_lock(&zoned->guard);
+    for (uint64_t i = sector / zoned->zone_sectors; i < zoned->num_zones && n < max; i++, n++) {
+        const struct zone *zone = &zoned->zones[i];
+        bool has_wp = zone->state == VIRTIO_BLK_ZS_EMPTY || is_active(zone->state);
+
+        out[n] = (struct virtio_blk_zone_descriptor){
+            .z_cap = le64_put(zone_end(zoned, (uint32_t)i) - zone_start(zoned, (uint32_t)i)),
+            .z_start = le64_put(zone_start(zoned, (uint32_t)i)),
+            .z_wp = le64_put(has_wp ? zone->wp : zone_end(zoned, (uint32_t)i)),
+            .z_type = conventional(zoned, (uint32_t)i) ? VIRTIO_BLK_ZT_CONV : VIRTIO_BLK_ZT_SWR,
+            .z_state = zone->state,
+        };
+    }
+    spin_unlock(&zoned->guard);
+    return n;
+}
