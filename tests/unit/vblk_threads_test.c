@@ -30,7 +30,7 @@
 
 #define SIZE     8u
 #define ROUNDS   30000u
-#define PATIENCE 50000000u /* looks before a sleeper is given up: many seconds */
+#define PATIENCE 3000000u /* looks before a sleeper is given up: seconds */
 
 static void full_fence(void)
 {
@@ -306,6 +306,121 @@ static void packed_event_idx_litmus(void **state)
     run_litmus(true, true, false);
 }
 
+/* The two store-load pairs alone, with both sides let go at the same moment: what one round in many thousands
+ * shows. Round by round, the driver asks to be woken (or publishes and asks whether to kick) while the device
+ * publishes and asks whether to wake it (or asks to be kicked). If neither saw the other, a wake-up is lost.
+ */
+struct race {
+    struct litmus *litmus;
+    unsigned round, device_round; /* atomic */
+    bool device_saw, kick;
+};
+
+static void meet(unsigned *counter, unsigned round)
+{
+    for (unsigned i = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) < round; i++)
+        if (i % 256 == 255)
+            sched_yield();
+}
+
+static void *race_thread(void *arg)
+{
+    struct race *race = arg;
+    struct litmus *litmus = race->litmus;
+
+    for (unsigned round = 1;; round++) {
+        unsigned interrupts = litmus->interrupts;
+        meet(&race->round, round);
+        if (__atomic_load_n(&litmus->stop, __ATOMIC_ACQUIRE))
+            return NULL;
+        if (race->kick)
+            race->device_saw = !(litmus->packed ? device_rest_packed : device_rest_split)(litmus);
+        else
+            race->device_saw = (litmus->packed ? device_take_packed : device_take_split)(litmus) &&
+                               litmus->interrupts != interrupts;
+        __atomic_store_n(&race->device_round, round, __ATOMIC_RELEASE);
+    }
+}
+
+#ifdef VBLK_TSAN
+#define RACES 3000u
+#else
+#define RACES 60000u
+#endif
+
+static void run_race(bool packed, bool kick)
+{
+    struct litmus *litmus = aligned_alloc(4096, (sizeof(*litmus) + 4095) & ~4095ul);
+    struct race race = {.litmus = litmus, .kick = kick};
+    unsigned lost = 0;
+    pthread_t thread;
+    uint16_t token;
+    uint32_t len;
+
+    assert_non_null(litmus);
+    memset(litmus, 0, sizeof(*litmus));
+    litmus->packed = packed;
+    litmus->event_idx = litmus->vq.event_idx = true;
+    litmus->vq.pool = litmus->pool;
+    litmus->vq.slots_addr = (uintptr_t)litmus->slots;
+    litmus->wrap = true;
+    if (packed)
+        vq_setup_packed(&litmus->vq, SIZE, litmus->chains, litmus->ring,
+                        (vblk_dma_addr){(uintptr_t)litmus->ring});
+    else
+        vq_setup_split(&litmus->vq, SIZE, litmus->chains, litmus->ring,
+                       (vblk_dma_addr){(uintptr_t)litmus->ring}, false);
+    assert_int_equal(pthread_create(&thread, NULL, race_thread, &race), 0);
+    for (unsigned round = 1; round <= RACES; round++) {
+        bool saw;
+        if (!kick) {
+            assert_true(vq_put_one(&litmus->vq, 0, (uintptr_t)litmus->payload, 8, 1));
+            (void)vq_want_notify(&litmus->vq);
+        }
+        __atomic_store_n(&race.round, round, __ATOMIC_RELEASE);
+        for (unsigned spin = round * 7 % 509; spin; spin--)
+            __asm__ volatile("" ::: "memory");
+        if (kick) {
+            assert_true(vq_put_one(&litmus->vq, 0, (uintptr_t)litmus->payload, 8, 1));
+            saw = vq_want_notify(&litmus->vq);
+        } else {
+            saw = vq_interrupts_on(&litmus->vq);
+        }
+        meet(&race.device_round, round);
+        lost += !saw && !race.device_saw;
+        if (kick)
+            (void)(packed ? device_take_packed : device_take_split)(litmus);
+        assert_int_equal(vq_pop(&litmus->vq, &token, &len), 1);
+        vq_interrupts_off(&litmus->vq);
+    }
+    __atomic_store_n(&litmus->stop, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&race.round, UINT32_MAX, __ATOMIC_RELEASE);
+    pthread_join(thread, NULL);
+    if (lost)
+        fail_msg("%u of %u wake-ups lost", lost, RACES);
+    free(litmus);
+}
+
+static void split_kick_race(void **state)
+{
+    run_race(false, true);
+}
+
+static void split_interrupt_race(void **state)
+{
+    run_race(false, false);
+}
+
+static void packed_kick_race(void **state)
+{
+    run_race(true, true);
+}
+
+static void packed_interrupt_race(void **state)
+{
+    run_race(true, false);
+}
+
 /* ---- several queues, one of whose owners resets the device under the others ---- */
 
 #define QUEUES   4u
@@ -579,6 +694,10 @@ int main(void)
         cmocka_unit_test(split_order_platform_litmus),
         cmocka_unit_test(packed_litmus),
         cmocka_unit_test(packed_event_idx_litmus),
+        cmocka_unit_test(split_kick_race),
+        cmocka_unit_test(split_interrupt_race),
+        cmocka_unit_test(packed_kick_race),
+        cmocka_unit_test(packed_interrupt_race),
         cmocka_unit_test(resets_under_four_owners),
     };
 
