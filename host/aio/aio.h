@@ -23,6 +23,8 @@ struct aio_request {
     const struct iovec *iov;
     unsigned niov;
     uint64_t offset;
+    /* Of the file: set when it turns out not to know RWF_NOWAIT. NULL: not to be tried. */
+    uint32_t *no_nowait;
     /* engine's own */
     struct coroutine *co;
     int64_t result; /* bytes, or a negative errno */

@@ -110,6 +110,7 @@ static int posix_co_preadv(struct host_file *file, const struct iovec *iov, unsi
     request.iov = iov;
     request.niov = niov;
     request.offset = offset;
+    request.no_nowait = &posix->no_nowait;
     n = posix->co_submit(&request);
     return n == (int64_t)bytes ? 0 : continue_transfer(posix, &request, bytes, n);
 }
@@ -129,6 +130,7 @@ static int posix_co_pwritev(struct host_file *file, const struct iovec *iov, uns
     request.iov = iov;
     request.niov = niov;
     request.offset = offset;
+    request.no_nowait = &posix->no_nowait;
     n = posix->co_submit(&request);
     return n == (int64_t)bytes ? 0 : continue_transfer(posix, &request, bytes, n);
 }
@@ -147,6 +149,7 @@ static int posix_co_fdatasync(struct host_file *file)
     request.iov = NULL;
     request.niov = 0;
     request.offset = 0;
+    request.no_nowait = NULL;
     ret = posix->co_submit(&request);
     if (ret < 0 && !file->direct)
         __atomic_store_n(&posix->flush_error, (int32_t)ret, __ATOMIC_RELAXED);

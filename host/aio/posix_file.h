@@ -14,7 +14,7 @@ struct posix_file {
     bool block_device;
     int64_t (*co_submit)(struct aio_request *request);
     /* Set when the file system said that it does not know the operation; any thread. */
-    uint32_t no_zero_range, no_punch_hole;
+    uint32_t no_zero_range, no_punch_hole, no_nowait;
     /* A flush failed and the page cache may have dropped what was not written: no flush succeeds any more. */
     int32_t flush_error;
 };

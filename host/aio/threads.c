@@ -25,6 +25,8 @@
 
 #define THREADS_MAX  32
 #define IDLE_SECONDS 5
+/* Bytes that are copied on the loop's own thread, if that needs no waiting. */
+#define AT_ONCE_MAX (256u * 1024u)
 
 struct job {
     void (*run)(struct job *job);
@@ -37,6 +39,10 @@ static pthread_cond_t pool_work;
 static pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 static struct job *pool_first, *pool_last;
 static unsigned pool_threads, pool_idle;
+/* A thread was signalled, or started, and has not looked at the queue yet. It passes the signal on if it
+ * finds more than one job: so a burst of short jobs is done by few threads, and one of long jobs soon has
+ * them all. */
+static bool pool_waking;
 
 static void pool_init(void)
 {
@@ -48,32 +54,49 @@ static void pool_init(void)
     pthread_condattr_destroy(&attr);
 }
 
+static bool pool_grow(void);
+
+/* Somebody more is wanted for the queue. pool_lock is held. */
+static void pool_wake(void)
+{
+    if (pool_waking || !pool_first)
+        return;
+    if (pool_idle)
+        pthread_cond_signal(&pool_work);
+    else if (pool_threads >= THREADS_MAX || !pool_grow())
+        return;
+    pool_waking = true;
+}
+
 static void *pool_main(void *opaque)
 {
     pthread_setname_np(pthread_self(), "ringside-pool");
     pthread_mutex_lock(&pool_lock);
     for (;;) {
-        struct job *job = pool_first;
-        struct coroutine *co;
         struct timespec until;
         int ret = 0;
 
-        if (job) {
+        pool_waking = false; /* it is this one, or another that finds the queue as it is */
+        while (pool_first) {
+            struct job *job = pool_first;
+            struct coroutine *co = job->co;
+
             pool_first = job->next;
             if (!pool_first)
                 pool_last = NULL;
+            pool_wake();
             pthread_mutex_unlock(&pool_lock);
-            co = job->co;
             job->run(job);
             co_wake(co);
             pthread_mutex_lock(&pool_lock);
-            continue;
         }
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += IDLE_SECONDS;
         pool_idle++;
-        while (!pool_first && ret == 0)
+        while (!pool_first && ret == 0) {
             ret = pthread_cond_timedwait(&pool_work, &pool_lock, &until);
+            pool_waking = false; /* also if a busy one was faster and the queue is empty again */
+        }
         pool_idle--;
         if (!pool_first)
             break;
@@ -109,8 +132,6 @@ static bool pool_grow(void)
 
 static void coroutine_fn pool_co_run(struct job *job)
 {
-    unsigned waiting = 1;
-
     if (world->block) { /* simulated: one thread for everything, but others come first */
         co_wake(co_self());
         co_yield ();
@@ -121,20 +142,21 @@ static void coroutine_fn pool_co_run(struct job *job)
     job->co = co_self();
     job->next = NULL;
     pthread_mutex_lock(&pool_lock);
-    for (struct job *other = pool_first; other && waiting <= pool_idle; other = other->next)
-        waiting++;
-    if (waiting > pool_idle && pool_threads < THREADS_MAX && !pool_grow() && !pool_threads) {
-        /* Not one thread can be had: this one has to block. */
-        pthread_mutex_unlock(&pool_lock);
-        job->run(job);
-        return;
+    if (!pool_threads) {
+        if (!pool_grow()) {
+            /* Not one thread can be had: this one has to block. */
+            pthread_mutex_unlock(&pool_lock);
+            job->run(job);
+            return;
+        }
+        pool_waking = true;
     }
     if (pool_last)
         pool_last->next = job;
     else
         pool_first = job;
     pool_last = job;
-    pthread_cond_signal(&pool_work);
+    pool_wake();
     pthread_mutex_unlock(&pool_lock);
     co_yield ();
 }
@@ -210,14 +232,18 @@ int64_t threads_co_submit(struct aio_request *request)
 
     AIO_COUNT(loop, requests);
     /* What the page cache holds is read at once: a thread would cost more than the copy. */
-    if (request->op == AIO_OP_READ) {
-        int64_t n = aio_request_do(request, RWF_NOWAIT);
+    if (request->op == AIO_OP_READ && request->no_nowait &&
+        !__atomic_load_n(request->no_nowait, __ATOMIC_RELAXED)) {
+        uint64_t bytes = aio_request_bytes(request);
+        int64_t n = bytes <= AT_ONCE_MAX ? aio_request_do(request, RWF_NOWAIT) : -EAGAIN;
 
         AIO_COUNT(loop, submit_syscalls);
-        if (n >= 0 && (uint64_t)n == aio_request_bytes(request)) {
+        if (n == (int64_t)bytes) {
             request->result = n;
             return n;
         }
+        if (n == -EOPNOTSUPP)
+            __atomic_store_n(request->no_nowait, 1, __ATOMIC_RELAXED);
     }
     AIO_COUNT(loop, submit_syscalls);
     pool_co_run(&transfer.job);
