@@ -18,7 +18,7 @@ reconnects() { # so far: the device's log has a line for nothing, so the load te
     jq -r '.reconnects' "$tmp/verify.json"
 }
 
-# restarted SIGNAL IMAGE FORMAT "DEVICE OPTIONS" VERIFY-OPTION...: a load that ends only when the kills are over
+# restarted SIGNAL IMAGE FORMAT "DEVICE OPTIONS" VERIFY-OPTION...: a load that goes on about as long as the kills
 restarted() {
     local signal=$1 image=$2 format=$3 device_options=$4 killed=0 status
     shift 4
@@ -26,7 +26,8 @@ restarted() {
     serve "$image" "$format" $device_options
     wait_for 20 test -S "$socket" || return 1
     start load "$bin/ringside" verify --device="$socket" --reconnect=on --inflight=on --span=32m --bytes=100g \
-        --ops=$((kills * 700)) --max-request=64k --deadline=60 --client=sleep --json "$@"
+        --max-request=64k --runtime=$((kills / 2 + 1)) --deadline=60 --client=sleep --json "$@"
+    sleep 0.3
     while kill -0 "${started[load]}" 2>/dev/null && [ $killed -lt $kills ]; do
         sleep "0.$((RANDOM % 4))$((RANDOM % 6 + 4))" # never before the program is there
         stop device "$signal"

@@ -74,6 +74,7 @@ static int driver_start(struct rig *rig, struct error *err)
     };
     int code;
 
+    free(rig->memory);
     rig->memory_bytes = vblk_memory_bytes(&config);
     rig->memory = aligned_alloc(64, (rig->memory_bytes + 63) / 64 * 64);
     if (!rig->memory)
@@ -96,6 +97,20 @@ static int driver_start(struct rig *rig, struct error *err)
         return error_set(err, -ENOTSUP, "%s: the device has %u queues, %u were asked for", rig->path,
                          rig->info.num_queues, (unsigned)settings->queues);
     return 0;
+}
+
+static int drive(struct rig *rig, const struct vtr_vhost_user_options *options, struct error *err)
+{
+    int code;
+
+    if (rig->transport_open)
+        vtr_vhost_user_close(rig->transport);
+    rig->transport_open = true;
+    code = vtr_vhost_user_open(rig->transport, rig->hosted, options);
+    if (code < 0)
+        return error_set(err, code, "%s",
+                         rig->transport->front.error[0] ? rig->transport->front.error : rig->path);
+    return driver_start(rig, err);
 }
 
 int rig_open(struct rig *rig, const struct settings *settings, size_t arena_bytes, struct error *err)
@@ -135,12 +150,12 @@ int rig_open(struct rig *rig, const struct settings *settings, size_t arena_byte
     if (!rig->hosted || !rig->transport)
         return error_set(err, -ENOMEM, "no memory for the driver's machine: %s", strerror(errno));
     transport.path = rig->path;
-    rig->transport_open = true;
-    code = vtr_vhost_user_open(rig->transport, rig->hosted, &transport);
-    if (code < 0)
-        return error_set(err, code, "%s",
-                         rig->transport->front.error[0] ? rig->transport->front.error : rig->path);
-    code = driver_start(rig, err);
+    /* A device that may go away at any moment may do so while it is being started. */
+    for (unsigned tries = settings->reconnect ? 10 : 1; tries; tries--) {
+        code = drive(rig, &transport, err);
+        if (code == 0 || (code != -EPIPE && code != -ENODEV && code != -ETIMEDOUT))
+            break;
+    }
     if (code < 0)
         return code;
     if (pthread_create(&rig->service, NULL, service_thread, rig) != 0)

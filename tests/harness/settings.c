@@ -72,6 +72,8 @@ static const struct option_row rows[] = {
      NULL},
     {"ops", GROUP_VERIFY, TYPE_NUMBER, AT(ops), "N", "0", "stop after N requests (0: by --bytes)", NULL},
     {"bytes", GROUP_VERIFY, TYPE_NUMBER, AT(bytes), "SIZE", "64m", "stop after SIZE bytes of requests", NULL},
+    {"runtime", GROUP_VERIFY, TYPE_SECONDS, AT(runtime_ms), "SECONDS", "0",
+     "stop after so long, whatever --ops and --bytes say (0: never)", NULL},
     {"span", GROUP_VERIFY, TYPE_NUMBER, AT(span), "SIZE", "256m",
      "part of the disk that is used, from its start", NULL},
     {"max-request", GROUP_VERIFY, TYPE_NUMBER, AT(max_request), "SIZE", "512k", "longest request", NULL},

@@ -61,6 +61,7 @@ struct verify {
     uint64_t block_sectors, request_sectors, range_sectors;
     size_t slot_bytes;
     char id[VIRTIO_BLK_ID_BYTES + 1];
+    uint64_t end_ns; /* with --runtime */
 
     pthread_mutex_t lock; /* of which sectors are in use: slot.busy, sector, count of all workers, version */
     uint32_t version;
@@ -393,11 +394,18 @@ static void finish(struct vblk_request *request, int result)
     worker->in_flight--;
 }
 
+static uint64_t now_ns(const struct verify *v)
+{
+    return v->rig->platform.now_ns(v->rig->platform.ctx);
+}
+
 static bool enough(const struct worker *worker)
 {
     const struct settings *s = worker->verify->settings;
 
     if (__atomic_load_n(&worker->verify->stop, __ATOMIC_ACQUIRE))
+        return true;
+    if (s->runtime_ms && now_ns(worker->verify) >= worker->verify->end_ns)
         return true;
     if (s->ops)
         return worker->submitted >= (s->ops + s->queues - 1) / s->queues;
@@ -635,6 +643,7 @@ static void run(struct verify *v)
         return;
     }
     check_edges(v);
+    v->end_ns = now_ns(v) + s->runtime_ms * 1000000u;
     if (!v->reported && scan(v, true, -1))
         workers_run(v);
     if (!v->reported)
