@@ -38,7 +38,9 @@ static json_t *luks_object(const struct qcow2_info *info)
     json_t *encrypt = json_object(), *slots = json_array();
     set(encrypt, "ivgen-alg", text(info->luks.ivgen));
     set(encrypt, "hash-alg", text(info->luks.hash));
-    set(encrypt, "cipher-alg", text(info->luks.cipher_name));
+    char cipher[64];
+    snprintf(cipher, sizeof(cipher), "%s-%u", info->luks.cipher_name, info->luks.cipher_bits);
+    set(encrypt, "cipher-alg", text(cipher));
     set(encrypt, "uuid", text(info->luks.uuid));
     set(encrypt, "format", json_string("luks"));
     set(encrypt, "cipher-mode", text(info->luks.cipher_mode));

@@ -253,6 +253,28 @@ ok "rebase without -b" status 2 "$img" rebase rtop.qcow2
 ok "rebase without -F" status 2 "$img" rebase -b base.qcow2 rtop.qcow2
 ok_not "rebase of a raw image" "$img" rebase -b base.qcow2 -F qcow2 top.raw
 
+# ---- encryption ----
+
+printf 'a secret' >secret
+printf 'another' >wrong
+secret=(--object "secret,id=s,file=$tmp/secret")
+crypt_io() { # image, qemu-io commands...
+    local opts="driver=qcow2,encrypt.key-secret=s,file.filename=$1"
+    shift
+    qemu-io "${secret[@]}" "$@" --image-opts "$opts" | tee out
+    ! grep -q 'verification failed' out
+}
+ok "create a LUKS image" "$img" create -f qcow2 -o encrypt.format=luks,encrypt.iter-time=10 --secret-file=secret crypt.qcow2 4M
+ok "... which QEMU opens, writes and reads" crypt_io crypt.qcow2 -c 'write -P 5 1k 1M' -c 'read -P 5 1k 1M'
+ok "... whose info is qemu-img's" same_json info crypt.qcow2
+ok "... and whose content we read" bash -c "'$img' convert --secret-file=secret -O raw crypt.qcow2 plain.raw && cmp -n 1024 plain.raw /dev/zero &&
+    [ \"\$(head -c 1M plain.raw | tail -c +1025 | tr -d '\\005' | wc -c)\" -eq 0 ]"
+ok_not "not without the passphrase" "$img" convert -O raw crypt.qcow2 none.raw
+ok_not "not with another one" "$img" convert --secret-file=wrong -O raw crypt.qcow2 none.raw
+ok "convert into a LUKS image" bash -c "'$img' convert -f raw -O qcow2 -o encrypt.format=luks,encrypt.iter-time=10 --secret-file=secret plain.raw crypt2.qcow2"
+ok "... which QEMU reads" crypt_io crypt2.qcow2 -c 'read -P 5 1k 1M' -c 'read -P 0 0 1k'
+ok "check needs no passphrase" "$img" check crypt2.qcow2
+
 # ---- locks on qcow2 ----
 
 mkfifo hold
