@@ -49,6 +49,14 @@ const struct message_rule message_rules[VHOST_USER_REQUEST_MAX] = {
 };
 /* clang-format on */
 
+static int out_of_range(const char *name, const char *what, unsigned n, unsigned min, unsigned max,
+                        struct error *err)
+{
+    if (min == max)
+        return error_set(err, -EBADMSG, "%s came with %u %s, not %u", name, n, what, min);
+    return error_set(err, -EBADMSG, "%s came with %u %s, not %u to %u", name, n, what, min, max);
+}
+
 static int rule_check(const struct vhost_user_connection *connection, const struct message_rule *rule,
                       const struct vhost_user_message *message, struct error *err)
 {
@@ -58,8 +66,8 @@ static int rule_check(const struct vhost_user_connection *connection, const stru
     uint64_t index = 0;
 
     if (header->size < rule->size_min || header->size > rule->size_max)
-        return error_set(err, -EBADMSG, "%s has %u bytes of payload, not %u to %u", rule->name, header->size,
-                         rule->size_min, rule->size_max);
+        return out_of_range(rule->name, "bytes of payload", header->size, rule->size_min, rule->size_max,
+                            err);
     if ((connection->protocol_features & rule->needs) != rule->needs)
         return error_set(err, -EBADMSG, "%s came without its protocol feature being negotiated", rule->name);
     if (rule->flags & MESSAGE_RING)
@@ -73,8 +81,7 @@ static int rule_check(const struct vhost_user_connection *connection, const stru
         fds_min = fds_max = word & VHOST_USER_VRING_NOFD_MASK ? 0 : 1;
     }
     if (message->nfds < fds_min || message->nfds > fds_max)
-        return error_set(err, -EBADMSG, "%s came with %u descriptors, not %u to %u", rule->name,
-                         message->nfds, fds_min, fds_max);
+        return out_of_range(rule->name, "descriptors", message->nfds, fds_min, fds_max, err);
     if (index >= num_queues)
         return error_set(err, -EBADMSG, "%s names ring %llu of a device with %u", rule->name,
                          (unsigned long long)index, num_queues);

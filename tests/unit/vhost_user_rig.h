@@ -42,6 +42,7 @@ static struct {
     int log;
     off_t log_seen;
     uint64_t offered; /* protocol features */
+    struct vhost_user_server_stats stats;
 } rig;
 
 static inline void rig_stopped(void *opaque)
@@ -166,6 +167,11 @@ static inline unsigned open_descriptors(void)
     return n;
 }
 
+static inline void read_stats(void)
+{
+    vhost_user_server_stats(rig.server, &rig.stats);
+}
+
 /* The server has let go of every former connection, and is well. */
 static inline void server_is_well(void)
 {
@@ -173,12 +179,11 @@ static inline void server_is_well(void)
     assert_true(fd >= 0);
     assert_true(client_ask_u64(fd, VHOST_USER_GET_FEATURES) & VIRTIO_BIT(VIRTIO_F_VERSION_1));
     close(fd);
-    struct vhost_user_server_stats stats;
-    for (int i = 0; i < 400; i++) {
-        vhost_user_server_stats(rig.server, &stats);
-        if (!stats.connected)
+    for (int i = 0; i < 2000; i++) {
+        on_control_loop(read_stats);
+        if (!rig.stats.connected)
             return;
-        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     fail_msg("the server keeps a connection whose front end has left");
 }
