@@ -40,6 +40,12 @@ __thread struct loop *loop_current_thread;
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct loop *registry[LOOPS_MAX];
 
+/* Written by the loop's own thread alone, read by any. */
+static inline void stat_count(uint64_t *counter)
+{
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
+
 static inline void cpu_relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -242,7 +248,7 @@ static bool run_remote(struct loop *loop)
         next = co->next;
         co->next = first;
         first = co;
-        loop->stats.wakeups_remote++;
+        stat_count(&loop->stats.wakeups_remote);
     }
     for (co = first; co; co = next) {
         next = co->next;
@@ -614,7 +620,7 @@ static bool sleep_once(struct loop *loop, uint64_t deadline_ns)
     if (loop_pending(loop))
         timeout_ns = 0;
     if (timeout_ns)
-        loop->stats.sleeps++;
+        stat_count(&loop->stats.sleeps);
     return run_descriptors(loop, timeout_ns);
 }
 
@@ -643,14 +649,14 @@ static bool wait_for_work(struct loop *loop)
             progress = poll_once(loop);
             now = world_now_ns();
             if (progress || loop_pending(loop)) {
-                loop->stats.polls_hit++;
+                stat_count(&loop->stats.polls_hit);
                 if (progress)
                     adjust_budgets(loop, now - start, poll_max);
                 return true;
             }
             cpu_relax();
         } while (now - start < budget);
-        loop->stats.polls_missed++;
+        stat_count(&loop->stats.polls_missed);
     }
     progress = sleep_once(loop, deadline);
     adjust_budgets(loop, world_now_ns() - start, poll_max);
@@ -665,7 +671,7 @@ bool loop_turn(struct loop *loop, bool may_block)
     uint64_t deadline;
 
     assert(loop == loop_current_thread && !co_current);
-    loop->stats.turns++;
+    stat_count(&loop->stats.turns);
     progress = run_tail(loop); /* what came up outside of a turn */
     progress |= poll_once(loop);
 
