@@ -146,7 +146,14 @@ static int coroutine_fn file_co_pwrite_zeroes(struct node *node, uint64_t offset
     struct host_file *host = node->host;
     if (!host->ops->co_write_zeroes)
         return -ENOTSUP;
-    int ret = host->ops->co_write_zeroes(host, offset, bytes, flags & NODE_IO_MAY_UNMAP);
+    bool unmap = flags & NODE_IO_MAY_UNMAP;
+    /* Making a hole does not move the end of the file: what does is the last block. */
+    uint64_t last = unmap && offset + bytes > node_length(node) ? node->limits.request_alignment : 0;
+    if (last > bytes)
+        last = bytes;
+    int ret = bytes > last ? host->ops->co_write_zeroes(host, offset, bytes - last, unmap) : 0;
+    if (ret == 0 && last > 0)
+        ret = host->ops->co_write_zeroes(host, offset + bytes - last, last, false);
     if (ret == 0 && (flags & NODE_IO_FUA))
         ret = host->ops->co_fdatasync(host);
     if (ret == 0)

@@ -51,6 +51,14 @@ ok "ignored discards don't" bash -c "'$io' format=raw ignore_discard=1 disk.raw 
 ok "zeroes that may unmap give space back, others keep it" bash -c "
     '$io' format=raw disk.raw 'zero 1M 1M' 'read 1M 1M 0' && [ \$(stat -c %b disk.raw) -ge $before ] &&
     '$io' format=raw disk.raw 'zero 2M 1M unmap' 'read 2M 1M 0' && [ \$(stat -c %b disk.raw) -lt $before ]"
+for unmap in '' unmap; do
+    fresh 4096
+    ok "zeroes beyond the end of a file that grows move its end${unmap:+, unmapped too}" bash -c "
+        '$io' format=file disk.raw 'write 0 4096 1' 'zero 1M 64k $unmap' 'write 2M 512 2' 'zero 64k 4096 $unmap' 'read 1M 64k 0' 'read 2M 512 2' &&
+        [ \$(stat -c %s disk.raw) -eq 2097664 ]"
+    fresh 4096
+    ok "... and stay the end" bash -c "'$io' format=file disk.raw 'zero 1M 64k $unmap' length | grep 1114112 && [ \$(stat -c %s disk.raw) -eq 1114112 ]"
+done
 fresh 1M
 ok "detect-zeroes=unmap leaves a hole where zeroes are written" bash -c "
     '$io' format=raw detect_zeroes=unmap disk.raw 'write 0 512k 0' 'write 512k 512k 1' && [ \$(stat -c %b disk.raw) -le 1100 ]"

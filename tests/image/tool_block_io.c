@@ -3,9 +3,10 @@
  *
  *   tool_block_io [KEY=VALUE]... FILE COMMAND...
  *
- * KEYs are fields of struct open_options: format= read_only=1 force_share=1 no_lock=1
- * cache=none|writeback|unsafe aio=native|io_uring|threads backing=deny|same-dir|DIR detect_zeroes=on|unmap
- * ignore_discard=1 inject=SPEC log_writes=FILE null_bytes=N. A COMMAND is one argument of several words:
+ * KEYs are fields of struct open_options: format= (file: only the file, which grows) read_only=1
+ * force_share=1 no_lock=1 cache=none|writeback|unsafe aio=native|io_uring|threads backing=deny|same-dir|DIR
+ * detect_zeroes=on|unmap ignore_discard=1 inject=SPEC log_writes=FILE null_bytes=N. A COMMAND is one argument
+ * of several words:
  *
  *   write OFF LEN BYTE [fua]   read OFF LEN BYTE (compares)   zero OFF LEN [unmap]   discard OFF LEN
  *   text OFF STRING            flush    resize LEN    length    sleep MS    status    clear (injected errors)
@@ -174,7 +175,9 @@ static void coroutine_fn run(void *opaque)
 {
     struct error err = {""};
     struct node *node;
-    int ret = node_co_open(args[0], &options, &node, &err);
+    bool protocol = options.format && strcmp(options.format, "file") == 0;
+    int ret = protocol ? node_co_open_protocol(args[0], &options, &node, &err)
+                       : node_co_open(args[0], &options, &node, &err);
     if (ret < 0) {
         fprintf(stderr, "%s\n", err.text);
         status = 2;
