@@ -12,7 +12,7 @@ if ! "$top/tests/qemu/make-linux-guest" "$linux" >"$tmp/make.log" 2>&1; then
 fi
 
 linux_guest() { # queues, image
-    timeout -k 5 60 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$1" -nodefaults -no-user-config \
+    timeout -k 5 180 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$1" -nodefaults -no-user-config \
         -no-reboot -display none -monitor none -object memory-backend-memfd,id=mem,size=640M,share=on \
         -chardev stdio,id=console -serial chardev:console -chardev "socket,id=disk,path=$tmp/disk.sock" \
         -device "vhost-user-blk-pci,chardev=disk,num-queues=$1" -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \

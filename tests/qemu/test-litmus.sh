@@ -5,7 +5,7 @@
 . "$(dirname "$0")/guest.sh"
 
 make_image "$tmp/disk.raw" 4M
-rounds=10000
+rounds=5000
 [ -z "$long" ] || rounds=500000
 for arch in x86_64 aarch64 riscv64; do
     ok "$arch: litmus, $rounds rounds of each" boot --arch="$arch" --app=litmus --device=qemu --image="$tmp/disk.raw" \

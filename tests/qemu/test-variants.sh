@@ -45,4 +45,8 @@ ok "aarch64: GICv3 without its translation service" boot --arch=aarch64 --device
     -M virt,gic-version=3,its=off,memory-backend=mem
 ok "aarch64: started at EL2" boot --arch=aarch64 --device=qemu --image="$tmp/disk.raw" -- \
     -M virt,gic-version=3,virtualization=on,memory-backend=mem
+ok "riscv64: messages to the harts' own controllers (AIA)" boot --arch=riscv64 --device=qemu --queues=4 \
+    --image="$tmp/disk.raw" -- -M virt,aia=aplic-imsic,memory-backend=mem
+ok "riscv64: AIA, MMIO polled" boot --arch=riscv64 --device=qemu --transport=mmio --image="$tmp/disk.raw" -- \
+    -M virt,aia=aplic-imsic,memory-backend=mem
 done_testing

@@ -60,6 +60,7 @@ static void take_property(struct fdt_node *node, const char *name, const uint8_t
         {"reg", &node->reg, &node->reg_bytes},
         {"ranges", &node->ranges, &node->ranges_bytes},
         {"interrupts", &node->interrupts, &node->interrupts_bytes},
+        {"interrupts-extended", &node->interrupts_extended, &node->interrupts_extended_bytes},
     };
     const struct {
         const char *name;

@@ -15,8 +15,8 @@ struct fdt_node {
     unsigned depth;         /* the root is 0 */
     const char *compatible; /* list of strings, or NULL */
     unsigned compatible_bytes;
-    const uint8_t *reg, *ranges, *interrupts; /* or NULL */
-    unsigned reg_bytes, ranges_bytes, interrupts_bytes;
+    const uint8_t *reg, *ranges, *interrupts, *interrupts_extended; /* or NULL */
+    unsigned reg_bytes, ranges_bytes, interrupts_bytes, interrupts_extended_bytes;
     unsigned parent_address_cells, parent_size_cells; /* for reg */
     unsigned address_cells, size_cells;               /* for ranges and children */
     const char *bootargs, *method, *device_type;      /* or NULL */

@@ -31,6 +31,15 @@
 
 #define FINISH_STATUS 0x3333u
 
+/* IMSIC, chapter 3 of the AIA: registers behind siselect and sireg, the highest pending identity in stopei.
+ * Written by number, since the assembler does not know the names. */
+#define IMSIC_DELIVERY      0x70
+#define IMSIC_THRESHOLD     0x72
+#define IMSIC_ENABLE(n)     (0xc0 + (n) / 64 * 2) /* of identity n */
+#define IMSIC_IDENTITIES    256u
+#define IMSIC_FILE_BYTES    4096u
+#define SUPERVISOR_EXTERNAL 9u
+
 const char machine_arch[] = "riscv64";
 struct arch arch;
 
@@ -38,7 +47,7 @@ extern char __image_end[];
 extern uint64_t riscv64_boot_hart, riscv64_cpu_stack;
 extern char riscv64_cpu_start[];
 
-static uint64_t uart = 0x10000000, finisher = 0x100000, rtc, plic;
+static uint64_t uart = 0x10000000, finisher = 0x100000, rtc, plic, imsic;
 static uint64_t ecam, ecam_bytes;
 static uint64_t timebase = 10000000, counter_start, interrupts;
 static uint64_t harts[ARCH_CPUS_MAX] = {0}; /* of CPU n; CPU 0 is the one that booted */
@@ -84,6 +93,32 @@ static uint64_t plic_context(void)
     return 2 * harts[arch_this_cpu()] + 1; /* each hart has one for M-mode and one for S-mode */
 }
 
+static void imsic_write(unsigned reg, uint64_t value)
+{
+    __asm__ volatile("csrw 0x150, %0; csrw 0x151, %1" : : "r"((uint64_t)reg), "r"(value) : "memory");
+}
+
+static void imsic_init_cpu(void)
+{
+    if (!imsic)
+        return;
+    imsic_write(IMSIC_DELIVERY, 1);
+    imsic_write(IMSIC_THRESHOLD, 0);
+    for (unsigned identity = 0; identity < IMSIC_IDENTITIES; identity += 64)
+        imsic_write(IMSIC_ENABLE(identity), UINT64_MAX); /* an identity that nobody was given never comes */
+}
+
+static void take_messages(void)
+{
+    for (unsigned taken = 0; taken < IMSIC_IDENTITIES; taken++) {
+        uint64_t top;
+        __asm__ volatile("csrrw %0, 0x15c, zero" : "=r"(top) : : "memory"); /* stopei: read and claimed */
+        if (!top)
+            break;
+        __atomic_fetch_add(&interrupts, 1, __ATOMIC_RELAXED);
+    }
+}
+
 void arch_wait(uint64_t deadline_ns)
 {
     uint64_t now = arch_now_ns();
@@ -94,6 +129,8 @@ void arch_wait(uint64_t deadline_ns)
     WRITE_CSR(sie, SIE_TIMER | SIE_EXTERNAL);
     __asm__ volatile("wfi" : : : "memory");
     WRITE_CSR(sie, 0);
+    if (imsic)
+        take_messages();
     if (!plic)
         return;
     uint64_t claim = plic + PLIC_CONTEXT + 0x1000 * plic_context() + PLIC_CLAIM;
@@ -123,7 +160,13 @@ int arch_irq_enable(unsigned irq)
 
 int arch_msi_message(unsigned bdf, unsigned cpu, uint64_t *addr, uint32_t *data)
 {
-    return -1;
+    static uint32_t next = 1;
+    if (!imsic)
+        return -1;
+    *addr = imsic + (cpu < num_cpus ? harts[cpu] : harts[0]) * IMSIC_FILE_BYTES;
+    *data = next;
+    next = next % (IMSIC_IDENTITIES - 2) + 1; /* shared when they run out: nobody dispatches by number */
+    return 0;
 }
 
 /* virt's four INTx lines are interrupts 32 to 35, turned by device number (its interrupt-map). */
@@ -185,6 +228,9 @@ static void visit(const struct fdt_node *node)
     else if ((fdt_is_compatible(node, "riscv,plic0") || fdt_is_compatible(node, "sifive,plic-1.0.0")) &&
              has_reg)
         plic = addr;
+    else if (fdt_is_compatible(node, "riscv,imsics") && has_reg && node->interrupts_extended_bytes >= 8 &&
+             fdt_cells(node->interrupts_extended, 1, 1) == SUPERVISOR_EXTERNAL)
+        imsic = addr;
     else if (fdt_is_compatible(node, "pci-host-ecam-generic"))
         take_pci(node);
     else if (fdt_is_compatible(node, "virtio,mmio") && has_reg && arch.num_mmio < ARCH_MMIO_MAX)
@@ -210,6 +256,7 @@ void arch_init(uintptr_t boot_info)
         uint64_t low = read32(rtc);
         arch.start_seconds = ((uint64_t)read32(rtc + 4) << 32 | low) / 1000000000;
     }
+    imsic_init_cpu();
     if (plic)
         write32(plic + PLIC_CONTEXT + 0x1000 * plic_context(), 0); /* every priority */
 }
@@ -288,6 +335,7 @@ _Noreturn void riscv64_cpu_entry(unsigned cpu);
 
 void riscv64_cpu_entry(unsigned cpu)
 {
+    imsic_init_cpu();
     __atomic_store_n(&cpus_up, cpu + 1, __ATOMIC_RELEASE); /* seen by arch_cpu_start */
     cpu_main(cpu);
 }
