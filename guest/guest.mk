@@ -81,3 +81,22 @@ endef
 $(foreach a,$(GUEST_IMAGE_ARCHES),$(eval $(call guest_arch,$(a))))
 
 guest: $(foreach a,$(GUEST_ARCHES),$(BUILD)/guest/$(a)/libvblk.a)
+
+# For other people's kernels: the library, its headers under their own paths, a pkg-config file an architecture.
+PREFIX ?= /usr/local
+.PHONY: install-libvblk
+install: install-libvblk
+install-libvblk: $(foreach a,$(GUEST_ARCHES),$(BUILD)/guest/$(a)/libvblk.a)
+	$(Q)install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/libvblk/common \
+		$(DESTDIR)$(PREFIX)/include/libvblk/guest/driver
+	$(Q)install -m 644 common/endian.h common/virtio.h common/virtio_blk.h common/virtio_ring.h \
+		$(DESTDIR)$(PREFIX)/include/libvblk/common
+	$(Q)install -m 644 guest/driver/vblk.h guest/driver/vblk_platform.h guest/driver/vblk_transport.h \
+		guest/driver/vtr_pci.h guest/driver/vtr_mmio.h $(DESTDIR)$(PREFIX)/include/libvblk/guest/driver
+	$(Q)for arch in $(GUEST_ARCHES); do \
+		install -d $(DESTDIR)$(PREFIX)/lib/libvblk/$$arch && \
+		install -m 644 $(BUILD)/guest/$$arch/libvblk.a $(DESTDIR)$(PREFIX)/lib/libvblk/$$arch && \
+		printf '%s\n' 'prefix=$(PREFIX)' 'Name: libvblk' "Description: virtio block driver for kernels, $$arch" \
+			'Version: 1' 'Cflags: -I$${prefix}/include/libvblk' "Libs: -L\$${prefix}/lib/libvblk/$$arch -lvblk" \
+			>$(DESTDIR)$(PREFIX)/lib/pkgconfig/libvblk-$$arch.pc || exit 1; \
+	done
