@@ -131,6 +131,14 @@ static struct limits limits_of(const struct vblk *disk, unsigned feature, le32 m
     return limits;
 }
 
+/* 5.2.5.1: with CONFIG_WCE the field says it; FLUSH alone means write-back; neither means write-through */
+static void write_cache_set(struct vblk *disk, const struct virtio_blk_config *config)
+{
+    bool on = has_feature(disk, VIRTIO_BLK_F_CONFIG_WCE) ? config->writeback != 0 : disk->has_flush;
+
+    __atomic_store_n(&disk->write_cache, on, __ATOMIC_RELAXED);
+}
+
 /* Turns the configuration into limits. -VBLK_ENOTSUP if no request could be made under them. */
 int config_apply(struct vblk *disk)
 {
@@ -172,11 +180,26 @@ int config_apply(struct vblk *disk)
     disk->short_bytes_max = disk->size_max < disk->part_bytes_max ? disk->size_max : disk->part_bytes_max;
     disk->short_op_max = has_feature(disk, VIRTIO_BLK_F_RO) || disk->serial_writes ? VBLK_READ : VBLK_WRITE;
     disk->has_flush = has_feature(disk, VIRTIO_BLK_F_FLUSH);
-    /* 5.2.5.1: with CONFIG_WCE the field says it; FLUSH alone means write-back; neither means write-through
-     */
-    __atomic_store_n(&disk->write_cache,
-                     has_feature(disk, VIRTIO_BLK_F_CONFIG_WCE) ? config->writeback != 0 : disk->has_flush,
-                     __ATOMIC_RELAXED);
+    write_cache_set(disk, config);
+    return 0;
+}
+
+/* After a reset: submitters of other queues use the limits at this very moment, so they must be the same as
+ * before; only what may change at any time is taken over. -VBLK_ENOTSUP if they are not. */
+int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config)
+{
+    static const struct {
+        uint8_t from, to;
+    } limits[] = {
+        {8, 16}, {20, 24}, {36, 56}, {60, 93}}; /* all but capacity, geometry, topology, cache, queues */
+    const uint8_t *now = (const uint8_t *)config, *before = (const uint8_t *)&disk->device_config;
+    unsigned i;
+
+    for (i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
+        if (!same(now + limits[i].from, before + limits[i].from, limits[i].to - limits[i].from))
+            return -VBLK_ENOTSUP;
+    capacity_set(disk, capacity_of(disk, config));
+    write_cache_set(disk, config);
     return 0;
 }
 
@@ -198,8 +221,6 @@ void config_refresh(struct vblk *disk)
             "the configuration would not stand still: the capacity read before stays in force");
         return;
     }
-    disk->device_config.capacity = config.capacity;
-    disk->device_config.write_zeroes_may_unmap = config.write_zeroes_may_unmap;
     sectors = capacity_of(disk, &config);
     if (sectors == before)
         return;
@@ -269,4 +290,5 @@ void vblk_info(const struct vblk *disk, struct vblk_info *info)
     info->polling = disk->poll_only || disk->polling;
     info->recoveries = disk->recoveries;
     info->config = *config;
+    info->config.capacity = le64_put(info->capacity_sectors);
 }

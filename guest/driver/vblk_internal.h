@@ -76,9 +76,9 @@ struct queue {
 
     /* the watch on the oldest part (or waiting request) */
     const struct vblk_request *watch_request; /* the waiting one */
-    uint64_t watch_since_ns;
+    uint64_t watch_since_ns, watch_last_ns;
     uint8_t watch_step;
-    uint8_t busy_polls;
+    uint8_t polls_unwatched, polls_per_watch;
     bool rekicked;
 
     int inside; /* atomic; only with several queues: see queue_enter */
@@ -265,6 +265,7 @@ static inline void part_unlink(struct queue *q, unsigned index)
 /* vblk_config.c */
 int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config);
 int config_apply(struct vblk *disk);
+int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config);
 uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config);
 void config_refresh(struct vblk *disk);
 

@@ -7,8 +7,6 @@
 #include "guest/driver/vblk_barrier.h"
 #include "guest/driver/vblk_internal.h"
 
-#define BUSY_POLLS_PER_WATCH 64
-
 /* Tells the device of all that was put on the ring since the last time, if it wants to know. */
 void queue_kick(struct queue *q)
 {
@@ -184,8 +182,10 @@ unsigned vblk_poll(struct vblk *disk, unsigned queue)
             if (q->unkicked)
                 queue_kick(q);
         }
-        if (q->vq.broken || !any || ++q->busy_polls >= BUSY_POLLS_PER_WATCH) {
-            q->busy_polls = 0;
+        if (q->vq.broken || ++q->polls_unwatched >= q->polls_per_watch ||
+            __atomic_load_n(&disk->needs_reset, __ATOMIC_RELAXED) ||
+            __atomic_load_n(&disk->config_pending, __ATOMIC_RELAXED)) {
+            q->polls_unwatched = 0;
             queue_watch(q);
         }
         n += complete_finished(q);

@@ -14,7 +14,8 @@
 #include "guest/driver/vblk_barrier.h"
 #include "guest/driver/vblk_internal.h"
 
-#define OTHERS_OUT_NS 10000000ull
+#define OTHERS_OUT_NS   10000000ull
+#define POLLS_PER_WATCH 64
 
 /* Keeps the owners of the other queues off their rings. False if one of them stays inside for long: then
  * nothing was done, and it is tried again by a later poll. */
@@ -269,9 +270,9 @@ static void kick_again(struct queue *q)
                               has_feature(q->disk, VIRTIO_F_NOTIFICATION_DATA));
 }
 
-/* Called by polls that found nothing, and now and then by others. The oldest part is watched from the first
- * look at it, not from when it was submitted: a caller who did not poll, or a machine that was stopped, is no
- * fault of the device. */
+/* Called by every poll of an owner who polls seldom, and by some of those of one who spins, for whom the
+ * clock may cost more than the poll. The oldest part is watched from the first look at it, not from when it
+ * was submitted: a caller who did not poll, or a machine that was stopped, is no fault of the device. */
 void queue_watch(struct queue *q)
 {
     struct vblk *disk = q->disk;
@@ -295,6 +296,8 @@ void queue_watch(struct queue *q)
         return;
     }
     now = now_ns(disk);
+    q->polls_per_watch = now - q->watch_last_ns < disk->deadline_ns / 256 ? POLLS_PER_WATCH : 1;
+    q->watch_last_ns = now;
     if (!still_the_same(q, part, request)) {
         q->watch_since_ns = now;
         q->watch_step = 0;

@@ -209,6 +209,7 @@ static uint64_t acceptable(struct vblk *disk, uint64_t offered)
 int device_negotiate(struct vblk *disk, bool again)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
+    struct virtio_blk_config config;
     uint64_t offered;
     int result;
 
@@ -236,21 +237,18 @@ int device_negotiate(struct vblk *disk, bool again)
             return -VBLK_ENOTSUP;
         }
     }
-    result = config_read(disk, disk->features, &disk->device_config);
+    result = config_read(disk, disk->features, &config);
     if (result < 0) {
         say(disk, VBLK_LOG_ERROR, "the configuration can't be read: too short, or it would not stand still");
         return -VBLK_ENODEV;
     }
     if (again) {
-        uint32_t block = disk->block_size, size_max = disk->size_max, seg_max = disk->seg_max;
-        result = config_apply(disk);
-        if (result == 0 &&
-            (disk->block_size != block || disk->size_max < size_max || disk->seg_max < seg_max)) {
+        result = config_apply_again(disk, &config);
+        if (result < 0)
             say(disk, VBLK_LOG_ERROR, "after a reset the device's block size or limits are others");
-            result = -VBLK_ENOTSUP;
-        }
         return result;
     }
+    disk->device_config = config;
     return config_apply(disk);
 }
 

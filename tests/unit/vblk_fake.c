@@ -459,7 +459,7 @@ uint8_t *fake_at(struct fake *fake, uint64_t addr, uint64_t len)
             len <= fake->dma[i].len - (addr - base))
             return fake->dma[i].mem + (addr - base);
     }
-    for (i = 0; i < FAKE_MAX_SHARE; i++) {
+    for (i = 0; i < fake->share_slots; i++) {
         uint64_t base = (uint64_t)(uintptr_t)fake->share[i].copy + DMA_OFFSET;
         if (fake->share[i].copy && addr >= base && addr - base <= fake->share[i].len &&
             len <= fake->share[i].len - (addr - base))
@@ -487,6 +487,8 @@ static int share(void *ctx, void *mem, size_t len, enum vblk_direction direction
     }
     for (i = 0; fake->share[i].copy; i++)
         ;
+    if (i >= fake->share_slots)
+        fake->share_slots = i + 1;
     fake->share[i].copy = malloc(len);
     assert_non_null(fake->share[i].copy);
     fake->share[i].mem = mem;
@@ -508,10 +510,10 @@ static void unshare(void *ctx, void *mem, size_t len, enum vblk_direction direct
     struct fake *fake = ctx;
     unsigned i;
 
-    for (i = 0; i < FAKE_MAX_SHARE; i++)
+    for (i = 0; i < fake->share_slots; i++)
         if (fake->share[i].copy && (uint64_t)(uintptr_t)fake->share[i].copy + DMA_OFFSET == addr.value)
             break;
-    if (i == FAKE_MAX_SHARE || fake->share[i].mem != mem || fake->share[i].len != len ||
+    if (i == fake->share_slots || fake->share[i].mem != mem || fake->share[i].len != len ||
         fake->share[i].direction != direction) {
         fake_fault(fake, "unshare of what was not shared so");
         return;

@@ -140,6 +140,7 @@ struct fake {
     unsigned share_page; /* contiguity: no share crosses a multiple of this; 0: any */
     unsigned shares_live, shares_max, shares_total;
     bool share_einval;
+    unsigned share_slots; /* in use so far */
     struct {
         uint8_t *copy, *mem;
         size_t len;

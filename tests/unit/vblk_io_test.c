@@ -110,7 +110,7 @@ static void indexes_wrap_at_65536(void **state)
         uint8_t buf[512];
 
         assert_int_equal(fake_start(fake, &config), 0);
-        for (unsigned i = 0; i < (layout & 1 ? 5000u : 66000u); i++) {
+        for (unsigned i = 0; i < (layout == 0 || layout == 4 ? 66000u : 1000u); i++) {
             assert_int_equal(fake_submit(fake, 0, &r, VBLK_READ, 0, buf, 512), 0);
             vblk_kick(fake->vblk, 0);
             vblk_poll(fake->vblk, 0);

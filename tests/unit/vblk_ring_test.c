@@ -122,7 +122,7 @@ static void split_kick_flag(void **state)
 {
     struct bare *bare = bare_new(false, false, 8, true);
 
-    for (unsigned i = 0; i < 200000; i++) {
+    for (unsigned i = 0; i < 70000; i++) {
         le16_store((le16 *)(void *)&bare->vq.u.split.used->ring[8], (uint16_t)(i * 31));
         le16_store(&bare->vq.u.split.used->flags, i % 3 == 0);
         publish(&bare->vq, 1 + i % 8);
@@ -211,7 +211,7 @@ static void in_order_batches(void **state)
         }
 }
 
-/* checklist 54, 55, 60: a hundred thousand IN_ORDER chains of random length; the fake checks each descriptor
+/* checklist 54, 55, 60: thousands of IN_ORDER chains of random length; the fake checks each descriptor
  */
 static void in_order_descriptors_are_in_order(void **state)
 {
@@ -222,7 +222,7 @@ static void in_order_descriptors_are_in_order(void **state)
         uint32_t seed = layout;
 
         assert_int_equal(fake_start(fake, &config), 0);
-        for (unsigned i = 0; i < 20000; i++) {
+        for (unsigned i = 0; i < 2500; i++) {
             struct fake_request *r = &requests[0];
             unsigned n;
             memset(r, 0, sizeof(*r));
@@ -246,7 +246,7 @@ static void notification_data_is_the_rings_position(void **state)
 {
     for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++) {
         struct fake *fake = start(F(F_NOTIFICATION_DATA), layout, 8);
-        for (unsigned i = 0; i < 40000; i++) {
+        for (unsigned i = 0; i < (layout == 4 ? 40000u : 1000u); i++) {
             struct fake_queue *q = &fake->queue[0];
             fake->run_on_notify = false;
             submit(fake, 1 + i % 2);
@@ -259,8 +259,6 @@ static void notification_data_is_the_rings_position(void **state)
                 fake_run(fake, 0);
             }
             vblk_poll(fake->vblk, 0);
-            if (i == 500 && (layout & 8))
-                break;
             fake->ntrace = 0;
         }
         fake_stop(fake);
