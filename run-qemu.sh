@@ -275,6 +275,8 @@ if [ "$device" = ringside ]; then
 fi
 
 [ -z "$gdb" ] || echo "$me: waiting; now: gdb $elf -ex 'target remote :1234'" >&2
+# Only the shell reads what is typed. At a terminal it runs in the foreground; all else in the background, so that a
+# signal to us is acted on at once.
 if [ "$app" = shell ] && [ -t 0 ]; then
     terminal=$(stty -g)
     stty raw -echo
@@ -282,9 +284,12 @@ if [ "$app" = shell ] && [ -t 0 ]; then
     status=$?
     stty "$terminal"
 else
-    # In the background, so that a signal to us is acted on at once; with our own input, which the shell reads.
-    exec 3<&0
-    timeout -k 5 "$timeout" "${command[@]}" <&3 &
+    if [ "$app" = shell ]; then
+        exec 3<&0
+    else
+        exec 3</dev/null
+    fi
+    timeout --foreground -k 5 "$timeout" "${command[@]}" <&3 &
     qemu_pid=$!
     wait "$qemu_pid"
     status=$?
