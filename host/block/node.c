@@ -140,7 +140,6 @@ int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct no
     filter->grows = below->grows;
     filter->supports_zeroes = below->supports_zeroes;
     filter->ignore_discard = below->ignore_discard;
-    filter->unsafe = false; /* what is below decides; a log wants to see the flushes */
     ret = setup ? setup(filter, opaque, err) : 0;
     if (ret < 0)
         goto fail;
@@ -213,7 +212,6 @@ int coroutine_fn node_co_open_format(const struct node_driver *driver, struct no
     node->depth = options->depth;
     node->probed = probed;
     node->ignore_discard = options->ignore_discard;
-    node->unsafe = options->cache == CACHE_UNSAFE;
     node->detect_zeroes = options->detect_zeroes != DETECT_ZEROES_OFF && options->depth == 0;
     node->detect_zeroes_unmap = options->detect_zeroes == DETECT_ZEROES_UNMAP && !options->ignore_discard;
     ret = node_keep_options(node, options);

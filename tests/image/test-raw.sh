@@ -66,6 +66,14 @@ fresh 1M
 ok "block status follows the file's holes" says '0+65536:zero 65536+65536:data 131072+917504:zero ok' \
     "$io" format=raw disk.raw 'write 64k 64k 1' status
 
+ok "cache=unsafe never waits for the disk" bash -c "
+    qemu-img create -q -f qcow2 u.qcow2 1M &&
+    strace -f -e trace=fdatasync,fsync,io_submit -o trace '$io' cache=unsafe u.qcow2 'write 0 64k 1' flush 'write 64k 512 2 fua' && ! grep sync trace"
+ok "... but a flush hands a format's tables to the kernel" bash -c "
+    '$io' cache=unsafe u.qcow2 'write 128k 64k 3' flush 'sleep 60000' & pid=\$!
+    for i in \$(seq 100); do qemu-io -U -r -c 'read -P 3 128k 64k' u.qcow2 | grep -q failed || break; sleep 0.1; done
+    kill -KILL \$pid; wait \$pid; qemu-io -c 'read -P 3 128k 64k' u.qcow2 | tee out && ! grep -q failed out"
+
 # ---- files that are none ----
 
 mkfifo fifo
