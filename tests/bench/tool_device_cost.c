@@ -1,7 +1,8 @@
 /*
- * What a request costs in the device, counted in instructions (callgrind or perf stat) or timed: one thread plays
- * driver and device in turn, on a null image, so that nothing depends on a second processor. The driver's part is
- * as small as it can be: 32 requests of 4 KiB are made available, the device serves them, and again.
+ * What a request costs in the device, counted in instructions (callgrind or perf stat) or timed: one thread
+ * plays driver and device in turn, on a null image, so that nothing depends on a second processor. The
+ * driver's part is as small as it can be: 32 requests of 4 KiB are made available, the device serves them,
+ * and again.
  *
  *   tool_device_cost [--packed] [--indirect] [--sequential] [--write] [--depth=N] [ROUNDS]
  *
@@ -81,13 +82,14 @@ static void submit(unsigned i)
     header->type = le32_put(bench.write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN);
     header->sector = le64_put(bench.sector);
     bench.seed = bench.seed * 6364136223846793005ull + 1442695040888963407ull;
-    bench.sector =
-        bench.sequential ? (bench.sector + 8) % (DISK_BYTES / 512) : (bench.seed >> 33) % (DISK_BYTES / 4096) * 8;
+    bench.sector = bench.sequential ? (bench.sector + 8) % (DISK_BYTES / 512)
+                                    : (bench.seed >> 33) % (DISK_BYTES / 4096) * 8;
     if (bench.indirect) {
         uint8_t *table = bench.memory + place + 0x1c00;
         uint16_t flags = VIRTQ_DESC_F_INDIRECT;
 
-        /* In an indirect table of a packed ring the flags stand where they do in the ring, and NEXT is ignored. */
+        /* In an indirect table of a packed ring the flags stand where they do in the ring, and NEXT is
+         * ignored. */
         put_desc(table, addr, 16, VIRTQ_DESC_F_NEXT, 1);
         put_desc(table + 16, addr + 0x200, BLOCK_BYTES, VIRTQ_DESC_F_NEXT | write, 2);
         put_desc(table + 32, addr + 32, 1, VIRTQ_DESC_F_WRITE, 0);
@@ -201,7 +203,8 @@ int main(int argc, char **argv)
         features |= VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC);
     virtio_blk_set_features(bench.device, features | VIRTIO_BIT(VIRTIO_BLK_F_FLUSH));
     bench.memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    guest_memory_add(&bench.table, &(struct guest_region){.guest_addr = 0, .bytes = 0xa0000, .host = bench.memory});
+    guest_memory_add(&bench.table,
+                     &(struct guest_region){.guest_addr = 0, .bytes = 0xa0000, .host = bench.memory});
     guest_memory_add(&bench.table,
                      &(struct guest_region){.guest_addr = BASE, .bytes = MEMORY, .host = bench.memory});
     bench.wrap = true;

@@ -202,7 +202,8 @@ static void checklist_83_the_used_length_counts_what_was_written(void **state)
     rig_fini();
 }
 
-static void checklist_332_unknown_types_are_unsupported(void **state)
+/* 332, 339: zone commands are unknown to a disk without zones. */
+static void checklist_332_339_unknown_types_are_unsupported(void **state)
 {
     static const uint32_t types[] = {2,  3,  5,   6,   7,           9,           10,         12,
                                      15, 16, 17,  18,  19,          20,          22,         24,
@@ -829,6 +830,124 @@ static void eventfds_kick_and_interrupt(void **state)
     rig_fini();
 }
 
+/* 50, 101: what the driver gives to be read stays as it was, whatever becomes of the request. */
+static void checklist_50_101_readable_buffers_are_not_written(void **state)
+{
+    static uint8_t before[8192];
+    uint64_t area, status;
+    struct seg segs[3];
+
+    start(state, (struct rig_options){.device = {.secure_erase = true}});
+    area = rig_alloc(8192, 512);
+    status = rig_alloc(64, 64);
+    for (uint32_t type = 0; type < 32; type++)
+        for (unsigned bytes = 16; bytes <= 4096; bytes *= 16) {
+            struct virtio_blk_req_header header = {.type = le32_put(type), .sector = le64_put(bytes / 256)};
+
+            fill(ptr(area), 8192, type + bytes);
+            memcpy(ptr(area), &header, 16);
+            memcpy(before, ptr(area), 8192);
+            segs[0] = (struct seg){area, 16, false};
+            segs[1] = (struct seg){area + 512, bytes, false};
+            segs[2] = (struct seg){status, 1, true};
+            run(segs, 3, NULL);
+            assert_memory_equal(before, ptr(area), 8192);
+        }
+    rig_fini();
+}
+
+/* 99, 112: requests are taken in the order of the ring. */
+static void checklist_99_112_requests_are_taken_in_ring_order(void **state)
+{
+    uint64_t data;
+
+    start(state, (struct rig_options){0});
+    data = rig_alloc(512, 512);
+    fake.hold = true;
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < 10; i++)
+            rig_request(0, VIRTIO_BLK_T_IN, (i * 7 + round * 3) % 11 * 100, data, 512, true);
+    rig_kick(0);
+    assert_int_equal(fake.num_calls, 20);
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(fake.calls[i].offset, (i % 10 * 7 + i / 10 * 3) % 11 * 100 * 512);
+    rig_fini();
+}
+
+/* 6, 7: an index that jumps breaks the ring, and the transport is told at once. */
+static void checklist_6_7_a_broken_ring_asks_for_a_reset(void **state)
+{
+    struct virtio_blk_queue_stats stats;
+
+    start(state, (struct rig_options){0});
+    if (rig.queues[0].packed) {
+        /* A list that goes on in a descriptor that is not available. */
+        rig.queues[0].pdesc[0].flags = le16_put(VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_NEXT);
+        rig.queues[0].pdesc[0].addr = le64_put(LOW_ADDR);
+        rig.queues[0].pdesc[0].len = le32_put(16);
+        virtio_blk_queue_kick(rig.device, 0);
+    } else {
+        le16_store(&rig.queues[0].avail->idx, 65);
+        virtio_blk_queue_kick(rig.device, 0);
+    }
+    assert_int_equal(rig.resets, 1);
+    assert_true(virtio_blk_needs_reset(rig.device));
+    virtio_blk_queue_stats(rig.device, 0, &stats);
+    assert_int_equal(stats.broken, 1);
+    assert_int_equal(stats.popped, 0);
+    rig_fini();
+}
+
+/* One queue's broken ring is no other queue's affair, and what was in flight on it is still given back. */
+static void a_broken_ring_leaves_the_others_alone(void **state)
+{
+    struct rig_request flying, other;
+    uint16_t id;
+    uint32_t len;
+
+    start(state, (struct rig_options){.num_queues = 2});
+    fake.hold = true;
+    flying = rig_request(0, VIRTIO_BLK_T_IN, 0, rig_alloc(512, 512), 512, true);
+    rig_kick(0);
+    rig_add(0, &(struct seg){rig_header(VIRTIO_BLK_T_IN, 0), 16, false}, 1);
+    rig_kick(0);
+    assert_int_equal(rig.resets, 1);
+    fake_release_all();
+    rig_settle();
+    assert_true(rig_used(0, &id, &len));
+    assert_int_equal(rig_status(flying.status), 0);
+    other = rig_request(1, VIRTIO_BLK_T_FLUSH, 0, 0, 0, false);
+    rig_kick(1);
+    assert_int_equal(rig_status(other.status), 0);
+    rig_fini();
+}
+
+/* The largest queue there is. */
+static void a_queue_of_32768_works(void **state)
+{
+    bool indirect = layout_of(state)->features & BIT(INDIRECT_DESC);
+
+    start(state, (struct rig_options){.size = 32768, .device = {.queue_size_max = 32768}});
+    for (unsigned i = 0; i < 300; i++)
+        assert_int_equal(simple(VIRTIO_BLK_T_FLUSH, 0, 0, 0, false, NULL), 0);
+    /* Its end as well: the driver's place and the device's are moved there. */
+    if (rig.queues[0].packed) {
+        uint16_t at = 32766;
+
+        rig_stop(0);
+        rig.queues[0].next_desc = rig.queues[0].used_idx = at;
+        rig.setup[0].last_avail_idx = rig.setup[0].last_used_idx = (uint16_t)(0x8000 | at);
+        for (unsigned i = 0; i < at; i++)
+            rig.queues[0].pdesc[i].flags = le16_put(VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED);
+        assert_int_equal(rig_start(0), 0);
+        for (unsigned i = 0; i < 100; i++)
+            assert_int_equal(simple(VIRTIO_BLK_T_FLUSH, 0, 0, 0, false, NULL), 0);
+        assert_false(rig.queues[0].avail_wrap);
+        assert_int_equal(rig.queues[0].next_desc, (at + 100 * (indirect ? 1 : 2)) % 32768);
+    }
+    rig_fini();
+}
+
 /* ---- the device apart from its rings: layout does not matter ---- */
 
 static void checklist_15_17_only_known_features_are_offered(void **state)
@@ -852,6 +971,45 @@ static void checklist_15_17_only_known_features_are_offered(void **state)
         assert_int_equal(!!(offered & BLK(RO)), i & 1);
         rig_fini();
     }
+}
+
+/* 326: whether write-zeroes may give space back is told as it is. 257: VERSION_1 is always there. */
+static void checklist_326_may_unmap_is_told(void **state)
+{
+    for (unsigned discard = 0; discard < 2; discard++) {
+        const struct virtio_blk_options options = {.num_queues = 1,
+                                                   .queue_size_max = 128,
+                                                   .logical_block_size = 512,
+                                                   .physical_block_size = 512,
+                                                   .discard = discard};
+        struct virtio_blk_config config;
+        struct virtio_blk *device;
+
+        start(state, (struct rig_options){.no_start = true});
+        device = virtio_blk_create((struct blk *)&fake, &options, NULL);
+        virtio_blk_config_read(device, 0, &config, sizeof(config));
+        assert_int_equal(config.write_zeroes_may_unmap, discard);
+        assert_int_equal(!!(virtio_blk_device_features(device) & BLK(DISCARD)), discard);
+        assert_true(virtio_blk_device_features(device) & BLK(WRITE_ZEROES));
+        assert_true(virtio_blk_device_features(device) & BIT(VERSION_1));
+        virtio_blk_destroy(device);
+        rig_fini();
+    }
+}
+
+/* 8, 22: nothing of the negotiation is left after a reset. */
+static void checklist_22_a_reset_forgets_the_negotiation(void **state)
+{
+    struct virtio_blk_config config;
+
+    start(state, (struct rig_options){0});
+    assert_int_equal(virtio_blk_config_write(rig.device, 32, "\0", 1), 0);
+    rig_stop(0);
+    virtio_blk_reset(rig.device);
+    virtio_blk_config_read(rig.device, 0, &config, sizeof(config));
+    assert_int_equal(config.writeback, 1);
+    assert_int_equal(virtio_blk_config_write(rig.device, 32, "\0", 1), -EINVAL);
+    rig_fini();
 }
 
 static void checklist_16_18_19_sets_of_features(void **state)
@@ -1029,7 +1187,7 @@ static const struct {
     EACH_LAYOUT(checklist_46_any_framing_is_understood),
     EACH_LAYOUT(checklist_46_a_header_of_sixteen_bytes_in_as_many_descriptors),
     EACH_LAYOUT(checklist_83_the_used_length_counts_what_was_written),
-    EACH_LAYOUT(checklist_332_unknown_types_are_unsupported),
+    EACH_LAYOUT(checklist_332_339_unknown_types_are_unsupported),
     EACH_LAYOUT(checklist_333_a_type_whose_feature_is_off_is_unsupported),
     EACH_LAYOUT(checklist_334_what_lies_outside_the_disk_fails),
     EACH_LAYOUT(no_bytes_at_all_are_read_and_written_at_once),
@@ -1057,6 +1215,13 @@ static const struct {
     EACH_LAYOUT(a_start_that_is_not_possible_says_why),
     EACH_LAYOUT(fetching_waits_for_memory),
     EACH_LAYOUT(eventfds_kick_and_interrupt),
+    EACH_LAYOUT(checklist_50_101_readable_buffers_are_not_written),
+    EACH_LAYOUT(checklist_99_112_requests_are_taken_in_ring_order),
+    EACH_LAYOUT(checklist_6_7_a_broken_ring_asks_for_a_reset),
+    EACH_LAYOUT(a_broken_ring_leaves_the_others_alone),
+    EACH_LAYOUT(a_queue_of_32768_works),
+    ONCE(checklist_326_may_unmap_is_told),
+    ONCE(checklist_22_a_reset_forgets_the_negotiation),
     ONCE(checklist_15_17_only_known_features_are_offered),
     ONCE(checklist_16_18_19_sets_of_features),
     ONCE(checklist_263_276_configuration),
