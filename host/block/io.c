@@ -5,10 +5,9 @@
  *
  * Tracking, on nodes that have blocks. Two requests conflict only if they overlap and at least one of them is
  * serialising. Only a read-modify-write and NODE_IO_SERIALISING make one, so as a rule there is none: then a
- * request is counted
- * in node->inflight, and that is all, without a lock. A serialising request closes that gate, waits until
- * all that was counted is over, and from then on until it ends every request goes on the list
- * node->tracked. The list is in order of arrival and one waits only for older ones: there is no cycle.
+ * request is counted in node->inflight, and that is all, without a lock. A serialising request closes that
+ * gate, waits until all that was counted is over, and from then on until it ends every request goes on the
+ * list node->tracked. The list is in order of arrival and one waits only for older ones: there is no cycle.
  *
  * What always holds: a driver sees ranges that are aligned to its request_alignment, memory aligned to its
  * memory_alignment, and no more than its limits. Offsets and sums are checked against NODE_BYTES_MAX before

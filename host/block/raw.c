@@ -34,6 +34,22 @@ static int coroutine_fn raw_co_preadv(struct node *node, uint64_t offset, uint64
     return node_co_preadv(node->file, offset, bytes, sg, flags);
 }
 
+struct raw {
+    uint32_t refused; /* told already */
+};
+
+/* The guest gets an I/O error; whoever runs the program hears once what is behind it. */
+static int refuse(struct node *node, const char *magic)
+{
+    struct raw *raw = node->opaque;
+    if (__atomic_exchange_n(&raw->refused, 1, __ATOMIC_RELAXED) == 0)
+        log_message(
+            "%s: a write that would make sector 0 look like a %s image was refused, since the format was "
+            "only guessed to be raw (--format=raw allows it)",
+            node->filename, magic);
+    return -EPERM;
+}
+
 static int coroutine_fn raw_co_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struct sg sg,
                                        unsigned flags)
 {
@@ -44,8 +60,9 @@ static int coroutine_fn raw_co_pwritev(struct node *node, uint64_t offset, uint6
     /* The guest may change its memory while we look: what is checked is what gets written. */
     char sector[SECTOR];
     sg_copy_out(sg, sector, SECTOR);
-    if (node_probe_magic(sector))
-        return -EPERM;
+    const char *magic = node_probe_magic(sector);
+    if (magic)
+        return refuse(node, magic);
     struct iovec iov = {sector, SECTOR};
     if (bytes > SECTOR) {
         int ret = node_co_pwritev(node->file, SECTOR, bytes - SECTOR, sg_advance(sg, SECTOR), flags);
@@ -96,6 +113,7 @@ static int coroutine_fn raw_co_block_status(struct node *node, uint64_t offset, 
 
 const struct node_driver raw_driver = {
     .format_name = "raw",
+    .instance_bytes = sizeof(struct raw),
     .co_open = raw_co_open,
     .co_preadv = raw_co_preadv,
     .co_pwritev = raw_co_pwritev,

@@ -87,6 +87,8 @@ ok_not "an unknown format is refused" "$io" format=vmdk disk.raw length
 
 fresh 1M
 ok "a probed raw disk refuses a qcow2 header in sector 0" says 'EPERM' "$io" disk.raw 'text 0 QFI'$'\xfb''x'
+ok "... and says so to whoever runs it, once" bash -c "
+    '$io' disk.raw 'text 0 QFI'\$'\xfb' 'text 0 QFI'\$'\xfb' 2>&1 | tee out; [ \$(grep -c -- --format=raw out) -eq 1 ]"
 ok "... also as part of a larger or smaller write" bash -c "
     '$io' disk.raw 'text 0 QFI' && ! '$io' disk.raw 'text 3 '\$'\xfb' && qemu-img info disk.raw | grep -q 'file format: raw'"
 for magic in KDMV COWD conectix vhdxfile WithoutFreeSpace 'LUKS'$'\xba\xbe'; do
