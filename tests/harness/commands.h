@@ -10,5 +10,6 @@ int command_bench(const struct settings *settings);
 int command_trace(const struct settings *settings);
 int command_conform(const struct settings *settings);
 int command_torture(const struct settings *settings);
+int command_sim(const struct settings *settings);
 
 #endif

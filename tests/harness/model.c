@@ -130,6 +130,18 @@ bool model_check(const struct model *model, uint64_t sector, uint64_t count, con
     return true;
 }
 
+int64_t model_version(const struct model *model, uint64_t sector, const void *buf)
+{
+    static const uint64_t zeroes[WORDS];
+    uint64_t words[WORDS], expected[WORDS];
+
+    memcpy(words, buf, MODEL_SECTOR);
+    if (memcmp(words, zeroes, MODEL_SECTOR) == 0)
+        return 0;
+    sector_fill(model, sector, (uint32_t)words[1], expected);
+    return memcmp(words, expected, MODEL_SECTOR) == 0 ? (int64_t)(uint32_t)words[1] : -1;
+}
+
 void model_learn(struct model *model, uint64_t sector, uint64_t count, const void *buf)
 {
     static const uint8_t zeroes[MODEL_SECTOR];

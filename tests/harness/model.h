@@ -41,6 +41,10 @@ void model_fill(const struct model *model, uint64_t sector, uint64_t count, uint
 bool model_check(const struct model *model, uint64_t sector, uint64_t count, const void *buf,
                  struct model_difference *difference);
 
+/* Which write left these bytes of one sector: its version, 0 for zeroes, -1 for a mixture or another
+ * sector's. */
+int64_t model_version(const struct model *model, uint64_t sector, const void *buf);
+
 /* Learns from a first look at the disk: sectors of zeroes are known, all others undefined. */
 void model_learn(struct model *model, uint64_t sector, uint64_t count, const void *buf);
 

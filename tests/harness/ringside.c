@@ -26,6 +26,8 @@ static const struct {
      GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_CONFORM, command_conform},
     {"torture", "malformed messages, rings and requests; says what the device did",
      GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_TORTURE, command_torture},
+    {"sim", "both halves, the file below them and every fault under one seed, in one thread",
+     GROUP_ANY | GROUP_JSON | GROUP_SIM, command_sim},
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
