@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include <pthread.h>
+#include <sched.h>
 
 #include "tests/unit/device_rig.h"
 
@@ -150,7 +151,8 @@ static void memory_that_changes_while_it_is_read(void **state)
         scribbler.bytes = mark + 8192;
         scribbler.stop = 0;
         assert_int_equal(pthread_create(&scribbler.thread, NULL, scribble, NULL), 0);
-        for (unsigned round = 0; round < 300; round++) {
+        /* Until something broke, or it was no test; the other thread may take its time to start. */
+        for (unsigned round = 0; round < 300 || (broken == 0 && round < 1000000); round++) {
             rig.low_used = 0;
             rig_lay_out(0, 16);
             rig_start(0);
@@ -169,10 +171,12 @@ static void memory_that_changes_while_it_is_read(void **state)
             rig_stop(0);
             broken += rig.resets;
             rig.resets = 0;
+            if (broken == 0)
+                sched_yield();
         }
         __atomic_store_n(&scribbler.stop, 1, __ATOMIC_RELAXED);
         pthread_join(scribbler.thread, NULL);
-        assert_true(broken > 0); /* or it was no test */
+        assert_true(broken > 0);
         rig_fini();
         assert_int_equal(fake.in_flight, 0);
     }
