@@ -127,8 +127,13 @@ static unsigned take_used(struct queue *q, bool *any)
 
 static void issue_waiting(struct queue *q)
 {
-    while (q->waiting && request_issue(q, q->waiting))
-        q->waiting = q->waiting->driver.next;
+    while (q->waiting) {
+        struct vblk_request *next =
+            q->waiting->driver.next; /* of this list: a request that fails joins another */
+        if (!request_issue(q, q->waiting))
+            return;
+        q->waiting = next;
+    }
 }
 
 /* A failed disk: every request of the queue is answered. */

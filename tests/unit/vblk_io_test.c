@@ -562,6 +562,7 @@ static void share_may_say_later_or_never(void **state)
 {
     struct fake *fake = fake_new(0, 100);
     struct fake_request r[6] = {0};
+    static struct fake_request many[12];
     uint8_t buf[6][512];
 
     fake->shares_max = 2;
@@ -579,6 +580,19 @@ static void share_may_say_later_or_never(void **state)
     assert_int_equal(vblk_poll(fake->vblk, 0), 1);
     assert_int_equal(r[0].result, -VBLK_EINVAL);
     fake->share_einval = false;
+    /* several wait for room, and can't be shared once there is: each is answered */
+    fake->shares_max = 0;
+    fake->run_on_notify = false;
+    for (unsigned i = 0; i < 12; i++)
+        assert_int_equal(fake_submit(fake, 0, &many[i], VBLK_READ, i, buf[0], 512), 0);
+    fake->share_einval = true;
+    fake_run(fake, 0);
+    for (unsigned i = 0; i < 12; i++) {
+        fake_finish(fake, 0, &many[i]);
+        assert_int_equal(many[i].result, i < 5 ? 0 : -VBLK_EINVAL);
+    }
+    fake->share_einval = false;
+    fake->run_on_notify = true;
     /* no space for ever: the deadline answers it */
     fake->shares_max = 1;
     fake->shares_live++;
