@@ -541,7 +541,8 @@ static void checklist_47_a_chain_too_long_is_answered(void **state)
     rig_fini();
 }
 
-static void checklist_81_spurious_kicks_change_nothing(void **state)
+/* 138: a kick says no more than "look": whatever it carries, the ring decides. */
+static void checklist_81_138_spurious_kicks_change_nothing(void **state)
 {
     start(state, (struct rig_options){0});
     for (unsigned i = 0; i < 1000; i++)
@@ -948,9 +949,50 @@ static void a_queue_of_32768_works(void **state)
     rig_fini();
 }
 
+/* 324, 325: what was write-zeroed reads as zeroes, with unmap and without; only unmap may give space back. */
+static void checklist_324_325_write_zeroes(void **state)
+{
+    uint64_t data;
+
+    start(state, (struct rig_options){0});
+    data = rig_alloc(4096, 512);
+    for (unsigned unmap = 0; unmap < 2; unmap++) {
+        struct virtio_blk_range one = range(8, 8, unmap);
+
+        memset(fake.disk, 0xff, 65536);
+        fake.num_calls = 0;
+        assert_int_equal(ranges(VIRTIO_BLK_T_WRITE_ZEROES, &one, 1), 0);
+        assert_int_equal(fake.calls[0].flags, unmap ? NODE_IO_MAY_UNMAP : 0);
+        memset(ptr(data), 0xee, 4096);
+        assert_int_equal(simple(VIRTIO_BLK_T_IN, 8, data, 4096, true, NULL), 0);
+        for (unsigned i = 0; i < 4096; i++)
+            assert_int_equal(*(uint8_t *)ptr(data + i), 0);
+    }
+    rig_fini();
+}
+
+/* 329: a flush on one queue goes down after the writes that completed on another. */
+static void checklist_329_a_flush_covers_every_queue(void **state)
+{
+    uint16_t id;
+    uint32_t len;
+
+    start(state, (struct rig_options){.num_queues = 2});
+    rig_request(0, VIRTIO_BLK_T_OUT, 0, rig_alloc(512, 512), 512, false);
+    rig_kick(0);
+    assert_true(rig_used(0, &id, &len));
+    rig_request(1, VIRTIO_BLK_T_FLUSH, 0, 0, 0, false);
+    rig_kick(1);
+    assert_true(rig_used(1, &id, &len));
+    assert_int_equal(fake.num_calls, 2);
+    assert_int_equal(fake.calls[0].op, BLK_WRITE);
+    assert_int_equal(fake.calls[1].op, BLK_FLUSH);
+    rig_fini();
+}
+
 /* ---- the device apart from its rings: layout does not matter ---- */
 
-static void checklist_15_17_only_known_features_are_offered(void **state)
+static void checklist_15_17_257_258_259_274_only_known_features_are_offered(void **state)
 {
     const uint64_t known = BIT(INDIRECT_DESC) | BIT(EVENT_IDX) | BIT(VERSION_1) | BIT(ACCESS_PLATFORM) |
                            BIT(RING_PACKED) | BIT(IN_ORDER) | BIT(ORDER_PLATFORM) | BIT(RING_RESET) | all_blk;
@@ -998,7 +1040,7 @@ static void checklist_326_may_unmap_is_told(void **state)
 }
 
 /* 8, 22: nothing of the negotiation is left after a reset. */
-static void checklist_22_a_reset_forgets_the_negotiation(void **state)
+static void checklist_22_30_a_reset_forgets_the_negotiation(void **state)
 {
     struct virtio_blk_config config;
 
@@ -1204,7 +1246,7 @@ static const struct {
     EACH_LAYOUT(get_id_needs_no_terminator),
     EACH_LAYOUT(failures_of_the_disk_are_reported),
     EACH_LAYOUT(checklist_47_a_chain_too_long_is_answered),
-    EACH_LAYOUT(checklist_81_spurious_kicks_change_nothing),
+    EACH_LAYOUT(checklist_81_138_spurious_kicks_change_nothing),
     EACH_LAYOUT(a_batch_takes_one_interrupt),
     EACH_LAYOUT(checklist_89_order_of_completion),
     EACH_LAYOUT(hundreds_of_requests_go_round_the_ring),
@@ -1220,9 +1262,11 @@ static const struct {
     EACH_LAYOUT(checklist_6_7_a_broken_ring_asks_for_a_reset),
     EACH_LAYOUT(a_broken_ring_leaves_the_others_alone),
     EACH_LAYOUT(a_queue_of_32768_works),
+    EACH_LAYOUT(checklist_324_325_write_zeroes),
+    EACH_LAYOUT(checklist_329_a_flush_covers_every_queue),
     ONCE(checklist_326_may_unmap_is_told),
-    ONCE(checklist_22_a_reset_forgets_the_negotiation),
-    ONCE(checklist_15_17_only_known_features_are_offered),
+    ONCE(checklist_22_30_a_reset_forgets_the_negotiation),
+    ONCE(checklist_15_17_257_258_259_274_only_known_features_are_offered),
     ONCE(checklist_16_18_19_sets_of_features),
     ONCE(checklist_263_276_configuration),
     ONCE(a_tail_that_is_no_whole_block_is_not_offered),

@@ -135,7 +135,7 @@ static void bring(unsigned index, uint8_t state)
     assert_int_equal(state_of(index), state);
 }
 
-static void checklist_281_to_285_configuration(void **state)
+static void checklist_280_to_285_configuration(void **state)
 {
     struct virtio_blk_config config;
 
@@ -257,7 +257,7 @@ static void checklist_345_reset_all(void **state)
 }
 
 /* 348, 351, 352, 354 */
-static void writes_go_to_the_write_pointer(void **state)
+static void checklist_348_351_352_354_writes_go_to_the_write_pointer(void **state)
 {
     uint64_t data;
 
@@ -347,7 +347,7 @@ static void checklist_346_limits_of_open_and_active_zones(void **state)
 }
 
 /* 341, 347, 349, 350 */
-static void checklist_349_append_says_where(void **state)
+static void checklist_341_347_349_350_append_says_where(void **state)
 {
     uint64_t at;
 
@@ -595,15 +595,15 @@ static void numbers_that_are_not_possible_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(checklist_281_to_285_configuration),
+        cmocka_unit_test(checklist_280_to_285_configuration),
         cmocka_unit_test(checklist_277_an_ordinary_disk_knows_no_zones),
         cmocka_unit_test(checklist_356_report),
         cmocka_unit_test(checklist_344_states_and_operations),
         cmocka_unit_test(checklist_345_reset_all),
-        cmocka_unit_test(writes_go_to_the_write_pointer),
+        cmocka_unit_test(checklist_348_351_352_354_writes_go_to_the_write_pointer),
         cmocka_unit_test(writes_in_flight_take_their_place_at_once),
         cmocka_unit_test(checklist_346_limits_of_open_and_active_zones),
-        cmocka_unit_test(checklist_349_append_says_where),
+        cmocka_unit_test(checklist_341_347_349_350_append_says_where),
         cmocka_unit_test(an_append_of_any_framing),
         cmocka_unit_test(checklist_353_read_only_and_offline_zones),
         cmocka_unit_test(states_survive_a_restart),
