@@ -100,6 +100,8 @@ static const struct option_row rows[] = {
      NULL},
     {"seeds", GROUP_SIM, TYPE_NUMBER, AT(seeds), "N", "1", "how many seeds, from --seed on", NULL},
     {"steps", GROUP_SIM, TYPE_NUMBER, AT(steps), "N", "2000", "requests of one run", NULL},
+    {"lying-disk", GROUP_SIM, TYPE_FLAG, AT(lying_disk), NULL, NULL,
+     "flushes do nothing: the run has to notice", NULL},
     {"replay", GROUP_SIM, TYPE_FLAG, AT(replay), NULL, NULL, "run twice and compare every step", NULL},
     {"verbose", GROUP_SIM | GROUP_TORTURE, TYPE_FLAG, AT(verbose), NULL, NULL, "say more", NULL},
 };

@@ -64,7 +64,7 @@ struct settings {
 
     /* conform, torture, sim */
     uint64_t seeds, steps, cases, rounds;
-    bool list, replay, verbose;
+    bool list, replay, verbose, lying_disk;
 };
 
 /* Fills SETTINGS with the defaults and then with ARGV[1..], allowing the options of GROUPS. Returns 0, or 2

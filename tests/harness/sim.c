@@ -57,6 +57,8 @@ struct sim_run {
     struct sim_actor actor;
     struct sim_op ops[SLOTS_MAX];
     unsigned slots, queues;
+    struct sim_disk_options chosen; /* how often what fails, */
+    uint32_t chosen_lost_kick_ppm;  /* while the load runs */
     bool qcow2, faults, packed;
     bool in_step, closing;
     uint64_t next_ns, submitted, target, answered, failed, power_losses, recoveries;
@@ -260,6 +262,17 @@ static void load_step(void *opaque)
 
 /* ---- a life: from power on to power loss or a clean end ---- */
 
+/* Making, opening and closing an image are spared: they may fail, and then there is nothing to test. */
+static void faults_on(struct sim_run *run, bool on)
+{
+    struct sim_disk_options *disk = sim_disk_options(run->disk);
+
+    disk->read_error_ppm = on ? run->chosen.read_error_ppm : 0;
+    disk->write_error_ppm = on ? run->chosen.write_error_ppm : 0;
+    disk->late_ppm = on ? run->chosen.late_ppm : 0;
+    run->machine.lost_kick_ppm = on ? run->chosen_lost_kick_ppm : 0;
+}
+
 static bool machine_start(struct sim_run *run)
 {
     struct error err = {""};
@@ -281,6 +294,7 @@ static bool machine_start(struct sim_run *run)
         run->disk_driver = NULL;
         return false;
     }
+    faults_on(run, true);
     run->closing = false;
     run->next_ns = 0;
     sim_actor_add(run->sim, &run->actor);
@@ -292,6 +306,7 @@ static void machine_stop(struct sim_run *run)
     struct vblk_queue_stats stats;
 
     run->closing = true;
+    faults_on(run, false);
     sim_actor_remove(run->sim, &run->actor);
     for (unsigned q = 0; run->disk_driver && q < run->queues; q++) {
         vblk_queue_stats(run->disk_driver, q, &stats);
@@ -426,14 +441,15 @@ static void choose(struct sim_run *run)
     disk->latency_max_ns = 1000 + draw(run, 400000);
     disk->flush_min_ns = 1000;
     disk->flush_max_ns = 1000 + draw(run, 1000000);
+    disk->flush_lies = run->settings->lying_disk;
     disk->short_ppm = draw(run, 2) ? 20000 : 0;
     if (run->faults) {
-        disk->read_error_ppm = draw(run, 2) ? 2000 : 0;
-        disk->write_error_ppm = draw(run, 2) ? 2000 : 0;
-        disk->late_ppm = draw(run, 2) ? 1000 : 0;
+        run->chosen.read_error_ppm = draw(run, 2) ? 2000 : 0;
+        run->chosen.write_error_ppm = draw(run, 2) ? 2000 : 0;
+        run->chosen.late_ppm = draw(run, 2) ? 1000 : 0;
         disk->late_ns = 3 * DEADLINE_NS;
     }
-    run->machine.lost_kick_ppm = run->faults && draw(run, 2) ? 2000 : 0;
+    run->chosen_lost_kick_ppm = run->faults && draw(run, 2) ? 2000 : 0;
     run->machine.lost_interrupt_ppm = draw(run, 2) ? 20000 : 0;
 
     cmd_device_options_init(&run->device_options);
@@ -464,14 +480,6 @@ static bool memory_make(struct sim_run *run)
     return sim_model_init(&run->model, run->seed, DISK_BYTES / MODEL_SECTOR);
 }
 
-static void calm(struct sim_run *run)
-{
-    struct sim_disk_options *disk = sim_disk_options(run->disk);
-
-    disk->read_error_ppm = disk->write_error_ppm = disk->late_ppm = 0;
-    run->machine.lost_kick_ppm = 0;
-}
-
 static void live(struct sim_run *run)
 {
     uint64_t left = run->settings->steps;
@@ -487,16 +495,16 @@ static void live(struct sim_run *run)
         if (!run->wrong && draw(run, 3)) {
             run_and_lose_power(run);
             if (!run->wrong && draw(run, 2) && machine_start(run)) {
-                if (!run->faults)
-                    read_all(run);
+                faults_on(run, false);
+                read_all(run);
                 machine_stop(run);
             }
         } else {
             machine_stop(run);
         }
     }
-    calm(run);
     if (!run->wrong && machine_start(run)) {
+        faults_on(run, false);
         read_all(run);
         machine_stop(run);
     }
