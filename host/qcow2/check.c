@@ -452,6 +452,6 @@ int coroutine_fn qcow2_co_repair_dirty(struct qcow2 *s, struct error *err)
                                "the image was not closed cleanly (dirty bit), and its refcounts cannot be "
                                "repaired (%llu "
                                "errors are left: run ringside-img check -r all)",
-                               (unsigned long long)(result.corruptions + result.check_errors))
+                               (unsigned long long)result.corruptions + result.check_errors)
                    : 0;
 }

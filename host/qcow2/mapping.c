@@ -186,7 +186,7 @@ int coroutine_fn qcow2_co_map(struct qcow2 *s, uint64_t offset, uint64_t bytes, 
     }
     /* Goes on into the next slices as long as they are at hand and say the same. */
     while (extent->bytes < bytes && extent->type != QCOW2_COMPRESSED && extent->type != QCOW2_INVALID) {
-        struct qcow2_extent part;
+        struct qcow2_extent part = {0};
         if (map_slice(s, offset + extent->bytes, bytes - extent->bytes, &part) < 0 ||
             part.type != extent->type ||
             (type_has_host(part.type) && part.host != extent->host + extent->bytes))

@@ -214,7 +214,7 @@ int coroutine_fn check_co_rebuild(struct check *check)
     struct qcow2 *s = check->s;
     struct qcow2_check ignored = {0};
     struct check count = {.s = s, .result = &ignored, .file_clusters = check->file_clusters};
-    struct rebuilt r;
+    struct rebuilt r = {0};
     uint64_t *table = NULL;
     uint8_t *dirty = NULL, *buf = qcow2_buffer_get(s);
     check_say(check, "Rebuilding refcount structure");

@@ -245,8 +245,11 @@ static int coroutine_fn co_write_table(struct qcow2 *s, struct qcow2_snapshot *l
 static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct error *err)
 {
     struct qcow2 *s = qcow2_state(node);
-    if (!s)
-        return error_set(err, -EINVAL, "not a qcow2 image");
+    *state = s;
+    if (!s) {
+        error_set(err, -EINVAL, "not a qcow2 image");
+        return -EINVAL;
+    }
     if (s->read_only)
         return error_set(err, -EPERM, "'%s' is open read-only", node->filename);
     int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
@@ -260,7 +263,6 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
         qcow2_co_unquiesce(s);
         return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
     }
-    *state = s;
     return 0;
 }
 
@@ -290,6 +292,14 @@ static int coroutine_fn co_end(struct qcow2 *s, int result, const char *what, st
 
 /* ---- create ---- */
 
+static uint8_t *copy_bytes(const void *from, size_t bytes)
+{
+    uint8_t *copy = malloc(bytes);
+    if (copy)
+        memcpy(copy, from, bytes);
+    return copy;
+}
+
 static int new_entry(struct qcow2 *s, const char *name, struct qcow2_snapshot *snapshot)
 {
     unsigned long id = 0;
@@ -311,11 +321,10 @@ static int new_entry(struct qcow2 *s, const char *name, struct qcow2_snapshot *s
                                         .date_nsec = (uint32_t)now.tv_nsec,
                                         .disk_bytes = s->size,
                                         .icount = UINT64_MAX,
-                                        .extra = malloc(sizeof(extra)),
+                                        .extra = copy_bytes(&extra, sizeof(extra)),
                                         .extra_bytes = sizeof(extra)};
     if (!snapshot->id || !snapshot->name || !snapshot->extra)
         return -ENOMEM;
-    memcpy(snapshot->extra, &extra, sizeof(extra));
     return 0;
 }
 

@@ -29,8 +29,9 @@ int table_cache_init(struct table_cache *cache, uint32_t slice_bytes, uint64_t s
     cache->hands = calloc(sets, sizeof(*cache->hands));
     cache->words_bytes = slots * slice_bytes;
     /* Touched, and so paid for, only as slots come into use. */
-    void *words = mmap(NULL, cache->words_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    cache->words = words == MAP_FAILED ? NULL : words;
+    cache->words = mmap(NULL, cache->words_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if ((void *)cache->words == MAP_FAILED)
+        cache->words = NULL;
     if (!cache->keys || !cache->slots || !cache->hands || !cache->words) {
         table_cache_destroy(cache);
         return -ENOMEM;

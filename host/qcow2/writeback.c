@@ -303,11 +303,13 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable, bool frees)
             s->wb_buffer = node_buffer(s->node->file, 2ul * ROUND_BYTES);
         if (!s->wb_pieces)
             s->wb_pieces = malloc(3 * sizeof(struct piece) * ROUND_MAX);
-        if (!s->wb_buffer || !s->wb_pieces)
+        if (s->wb_buffer && s->wb_pieces) {
+            rounds.mapping.pieces = s->wb_pieces;
+            rounds.refcounts.pieces = rounds.mapping.pieces + ROUND_MAX;
+            rounds.reftable.pieces = rounds.refcounts.pieces + ROUND_MAX;
+        } else {
             ret = -ENOMEM;
-        rounds.mapping.pieces = s->wb_pieces;
-        rounds.refcounts.pieces = rounds.mapping.pieces + ROUND_MAX;
-        rounds.reftable.pieces = rounds.refcounts.pieces + ROUND_MAX;
+        }
     }
     bool more = anything;
     while (ret == 0 && more)
