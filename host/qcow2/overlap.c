@@ -37,7 +37,11 @@ const char *qcow2_overlap_name(enum qcow2_overlap what)
 
 static size_t hash(const struct qcow2_overlap_map *map, uint64_t cluster)
 {
-    return (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 20) & (map->room - 1);
+    uint64_t x = cluster;
+    x ^= x >> 32;
+    x *= 0x9e3779b97f4a7c15ull;
+    x ^= x >> 29;
+    return (size_t)x & (map->room - 1);
 }
 
 static uint64_t slot_cluster(uint64_t slot)
@@ -145,6 +149,12 @@ enum qcow2_overlap qcow2_overlap_check(const struct qcow2 *s, uint64_t host, uin
     return QCOW2_OL_NONE;
 }
 
+/* What an entry says is not believed yet: the map is bounded by what the file can hold. */
+static bool in_file(const struct qcow2 *s, uint64_t host)
+{
+    return host && host < s->file_bytes;
+}
+
 int qcow2_overlap_build(struct qcow2 *s)
 {
     int ret = qcow2_overlap_add(s, 0, s->cluster_bytes, QCOW2_OL_MAIN_HEADER);
@@ -163,7 +173,7 @@ int qcow2_overlap_build(struct qcow2 *s)
             ret = qcow2_overlap_add(s, be64_get(ext.offset), be64_get(ext.length), QCOW2_OL_CRYPT_HEADER);
     }
     for (uint32_t i = 0; ret == 0 && i < s->reftable_entries; i++) {
-        if (s->reftable[i])
+        if (in_file(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK))
             ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,
                                     QCOW2_OL_REFCOUNT_BLOCK);
     }
@@ -171,11 +181,11 @@ int qcow2_overlap_build(struct qcow2 *s)
     if (ret == 0 && qcow2_bitmaps_directory(s, &directory, &bytes))
         ret = qcow2_overlap_add(s, directory, bytes, QCOW2_OL_BITMAP_DIRECTORY);
     for (uint32_t i = 0; ret == 0 && i < s->l1_size; i++) {
-        if (s->l1[i] & QCOW2_L1_OFFSET_MASK)
+        if (in_file(s, s->l1[i] & QCOW2_L1_OFFSET_MASK))
             ret = qcow2_overlap_add(s, s->l1[i] & QCOW2_L1_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);
     }
     for (uint32_t i = 0; ret == 0 && i < s->nb_snapshots && s->snapshots; i++) {
-        if (s->snapshots[i].l1_size <= QCOW2_MAX_L1_BYTES / 8)
+        if (s->snapshots[i].l1_size <= QCOW2_MAX_L1_BYTES / 8 && in_file(s, s->snapshots[i].l1_offset))
             ret = qcow2_overlap_add(s, s->snapshots[i].l1_offset, (uint64_t)s->snapshots[i].l1_size * 8,
                                     QCOW2_OL_INACTIVE_L1);
     }

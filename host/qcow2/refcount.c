@@ -68,7 +68,7 @@ static uint64_t slice_key(const struct qcow2 *s, uint64_t cluster)
 static int find_slice(struct qcow2 *s, uint64_t cluster, uint32_t *slot, struct qcow2_need *need)
 {
     uint64_t index = cluster >> s->refblock_bits;
-    if (index >= s->reftable_entries || !(s->reftable[index] & QCOW2_REFTABLE_OFFSET_MASK))
+    if (index >= s->reftable_entries || !s->reftable[index])
         return 1;
     int64_t found = table_cache_find(&s->ref, slice_key(s, cluster));
     if (found < 0 || s->ref.slots[found].state != SLOT_VALID) {
@@ -187,14 +187,14 @@ int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key)
     uint64_t index = key >> s->ref_slices_bits;
     uint64_t entry = index < s->reftable_entries ? s->reftable[index] : 0;
     uint64_t block = entry & QCOW2_REFTABLE_OFFSET_MASK;
-    if (!block) {
+    if (!entry) {
         qcow2_unlock(s);
         return 0;
     }
     const char *why = NULL;
     if (entry & QCOW2_REFTABLE_RESERVED_MASK)
         why = "has reserved bits set";
-    else if (block & (s->cluster_bytes - 1))
+    else if (!block || (block & (s->cluster_bytes - 1)))
         why = "is not cluster aligned";
     else if (block > s->file_bytes || block + s->cluster_bytes > qcow2_cluster_up(s, s->file_bytes))
         why = "lies beyond the end of the file";
