@@ -478,24 +478,43 @@ static void put_fields(const struct qcow2 *s, struct qcow2_header *h)
         h->compression_type = (uint8_t)s->compression_type;
 }
 
+/* Puts NEW over the start of the file, durably. A write or flush that fails leaves it open what is there:
+ * then OLD is put back, and if that fails as well nothing can be trusted any more. */
+static int coroutine_fn co_replace_header(struct qcow2 *s, const void *new, const void *old, uint64_t bytes)
+{
+    int ret = node_co_pwrite(s->node->file, 0, new, bytes, 0);
+    if (ret == 0)
+        ret = node_co_flush(s->node->file);
+    if (ret < 0) {
+        int back = node_co_pwrite(s->node->file, 0, old, bytes, 0);
+        if (back == 0)
+            back = node_co_flush(s->node->file);
+        if (back < 0)
+            s->io_error = ret;
+    }
+    return ret;
+}
+
 int coroutine_fn qcow2_co_write_header_sector(struct qcow2 *s)
 {
-    uint8_t *sector = qcow2_buffer_get(s);
-    if (!sector)
+    uint8_t *buf = node_buffer(s->node->file, 1024);
+    if (!buf)
         return -ENOMEM;
-    int ret = node_co_pread(s->node->file, 0, sector, 512);
+    uint8_t *old = buf, *new = buf + 512;
+    int ret = node_co_pread(s->node->file, 0, old, 512);
     if (ret == 0) {
         struct qcow2_header h;
-        memcpy(&h, sector, sizeof(h));
+        memcpy(&h, old, sizeof(h));
         put_fields(s, &h);
         size_t n = s->version < 3                 ? QCOW2_V2_HEADER_BYTES
                    : s->header_length < sizeof(h) ? s->header_length
                                                   : sizeof(h);
-        memcpy(sector, &h, n);
-        ret = node_co_pwrite(s->node->file, 0, sector, 512, 0);
+        memcpy(new, old, 512);
+        memcpy(new, &h, n);
+        ret = co_replace_header(s, new, old, 512);
     }
-    qcow2_buffer_put(s, sector);
-    return ret < 0 ? ret : node_co_flush(s->node->file);
+    free(buf);
+    return ret;
 }
 
 static int append(uint8_t *cluster, uint64_t *at, uint64_t room, const void *data, uint64_t bytes)
@@ -510,9 +529,12 @@ static int append(uint8_t *cluster, uint64_t *at, uint64_t room, const void *dat
 
 int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
 {
-    uint8_t *cluster = qcow2_buffer_get(s);
-    if (!cluster)
+    uint8_t *cluster = qcow2_buffer_get(s), *old = qcow2_buffer_get(s);
+    if (!cluster || !old) {
+        qcow2_buffer_put(s, cluster);
+        qcow2_buffer_put(s, old);
         return -ENOMEM;
+    }
     memset(cluster, 0, s->cluster_bytes);
     struct qcow2_header h = {0};
     put_fields(s, &h);
@@ -540,9 +562,12 @@ int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
         ret = append(cluster, &at, room, s->backing_file, strlen(s->backing_file));
     }
     if (ret == 0)
-        ret = node_co_pwrite(s->node->file, 0, cluster, s->cluster_bytes, 0);
+        ret = node_co_pread(s->node->file, 0, old, s->cluster_bytes);
+    if (ret == 0)
+        ret = co_replace_header(s, cluster, old, s->cluster_bytes);
     qcow2_buffer_put(s, cluster);
-    return ret < 0 ? ret : node_co_flush(s->node->file);
+    qcow2_buffer_put(s, old);
+    return ret;
 }
 
 int coroutine_fn qcow2_co_set_features(struct qcow2 *s, uint64_t incompatible, uint64_t autoclear)

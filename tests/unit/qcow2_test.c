@@ -1,0 +1,530 @@
+/*
+ * qcow2's parts alone (refcount widths, slice cache, map of metadata, entries), and the driver over a disk in
+ * memory: the order of what reaches the disk, quarantine of freed clusters, and every metadata update failing
+ * once.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/qcow2/qcow2_state.h"
+#include "host/runtime/loop.h"
+#include "tests/unit/fake_disk.h"
+
+static struct loop *loop;
+
+static int setup(void **state)
+{
+    loop = loop_create("test", NULL);
+    return loop ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    loop_destroy(loop);
+    return 0;
+}
+
+/* ---- refcount widths (E1) ---- */
+
+static void widths(void **state)
+{
+    uint8_t block[512];
+    for (unsigned order = 0; order <= 6; order++) {
+        uint64_t max = order == 6 ? UINT64_MAX : (1ull << (1u << order)) - 1, entries = 4096u >> order;
+        memset(block, 0xff, sizeof(block));
+        for (uint64_t i = 0; i < entries; i++)
+            assert_int_equal(qcow2_refcount_get_raw(block, order, i), max);
+        for (uint64_t i = 0; i < entries; i += 3) {
+            qcow2_refcount_set_raw(block, order, i, i & max);
+            assert_int_equal(qcow2_refcount_get_raw(block, order, i), i & max);
+            if (i + 1 < entries)
+                assert_int_equal(qcow2_refcount_get_raw(block, order, i + 1), max);
+        }
+    }
+    memset(block, 0, sizeof(block));
+    qcow2_refcount_set_raw(block, 0, 0, 1); /* sub-byte entries start at the least significant bit */
+    qcow2_refcount_set_raw(block, 1, 5, 2);
+    qcow2_refcount_set_raw(block, 2, 5, 9);
+    qcow2_refcount_set_raw(block, 4, 2, 0x1234);
+    assert_int_equal(block[0], 1);
+    assert_int_equal(block[1], 2 << 2);
+    assert_int_equal(block[2], 9 << 4);
+    assert_int_equal(block[4], 0x12);
+    assert_int_equal(block[5], 0x34);
+}
+
+/* ---- the cache ---- */
+
+static void cache_keeps_dirty_slices(void **state)
+{
+    struct table_cache cache;
+    struct table_cache_read read = {0};
+    uint64_t words[64];
+    assert_int_equal(table_cache_init(&cache, 512, 8), 0);
+    uint64_t per_set = cache.nb_sets;
+    for (uint64_t i = 0; i < TABLE_CACHE_WAYS; i++) {
+        int64_t slot = table_cache_claim(&cache, i * per_set);
+        assert_true(slot >= 0);
+        assert_false(table_cache_read_begin(&cache, i * per_set, &read)); /* loading */
+        for (unsigned w = 0; w < 64; w++)
+            words[w] = i * 100 + w;
+        table_cache_loaded(&cache, (uint32_t)slot, words);
+        assert_true(table_cache_read_begin(&cache, i * per_set, &read));
+        assert_int_equal(table_cache_word(read.words + 7), i * 100 + 7);
+        assert_true(table_cache_read_valid(&cache, &read));
+        table_cache_set_dirty(&cache, (uint32_t)slot, i);
+    }
+    /* all dirty: nothing can go */
+    assert_int_equal(table_cache_claim(&cache, 100 * per_set), -1);
+    assert_int_equal(cache.nb_dirty, TABLE_CACHE_WAYS);
+    table_cache_clear_dirty(&cache, (uint32_t)table_cache_find(&cache, 3 * per_set));
+    int64_t slot = table_cache_claim(&cache, 100 * per_set);
+    assert_true(slot >= 0);
+    assert_int_equal(table_cache_find(&cache, 3 * per_set), -1);
+    table_cache_load_failed(&cache, (uint32_t)slot);
+    assert_int_equal(table_cache_find(&cache, 100 * per_set), -1);
+    /* the dirty list is in the order of becoming dirty */
+    uint64_t last = 0;
+    for (uint32_t i = cache.dirty_first; i != TABLE_CACHE_END; i = cache.slots[i].dirty_next) {
+        assert_true(cache.slots[i].dirty_gen >= last);
+        last = cache.slots[i].dirty_gen;
+    }
+    table_cache_destroy(&cache);
+}
+
+static void cache_reader_sees_a_change(void **state)
+{
+    struct table_cache cache;
+    struct table_cache_read read = {0};
+    assert_int_equal(table_cache_init(&cache, 512, 8), 0);
+    uint32_t slot = (uint32_t)table_cache_claim(&cache, 5);
+    table_cache_loaded(&cache, slot, NULL);
+    assert_true(table_cache_read_begin(&cache, 5, &read));
+    table_cache_change_begin(&cache, slot);
+    table_cache_store(table_cache_words(&cache, slot), 1);
+    assert_false(table_cache_read_valid(&cache, &read));
+    table_cache_change_end(&cache, slot);
+    assert_false(table_cache_read_valid(&cache, &read));
+    assert_true(table_cache_read_begin(&cache, 5, &read));
+    table_cache_forget(&cache, 0, 6);
+    assert_false(table_cache_read_valid(&cache, &read));
+    assert_false(table_cache_read_begin(&cache, 5, &read));
+    table_cache_destroy(&cache);
+}
+
+/* ---- where metadata lies ---- */
+
+static void overlap_map_is_exact(void **state)
+{
+    struct qcow2 s = {.cluster_bits = 9, .cluster_bytes = 512};
+    static uint8_t model[4096];
+    uint64_t seed = 1;
+    for (unsigned i = 0; i < 20000; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        uint64_t cluster = (seed >> 33) % 4096, count = 1 + (seed >> 20) % 4;
+        if (cluster + count > 4096)
+            continue;
+        if (seed >> 62) {
+            assert_int_equal(qcow2_overlap_add(&s, cluster * 512, count * 512, QCOW2_OL_ACTIVE_L2), 0);
+            for (uint64_t c = cluster; c < cluster + count; c++)
+                model[c] = 1;
+        } else {
+            qcow2_overlap_remove(&s, cluster * 512, count * 512);
+            for (uint64_t c = cluster; c < cluster + count; c++)
+                model[c] = 0;
+        }
+    }
+    for (uint64_t c = 0; c < 4096; c++) {
+        assert_int_equal(qcow2_overlap_check(&s, c * 512, 512, QCOW2_OL_NONE, NULL),
+                         model[c] ? QCOW2_OL_ACTIVE_L2 : QCOW2_OL_NONE);
+        assert_int_equal(qcow2_overlap_check(&s, c * 512, 512, QCOW2_OL_ACTIVE_L2, NULL), QCOW2_OL_NONE);
+    }
+    free(s.overlap.slots);
+}
+
+/* ---- entries ---- */
+
+static void entries_mean_what_they_should(void **state)
+{
+    struct node file = {0}, data = {0}, node = {.file = &file};
+    struct qcow2 s = {.node = &node, .data = &file, .version = 3, .cluster_bits = 16, .cluster_bytes = 65536};
+    const struct {
+        uint64_t entry, bitmap;
+        bool extended, external, v2;
+        enum qcow2_type type; /* of subcluster 3 */
+    } rows[] = {
+        {0, 0, false, false, false, QCOW2_UNALLOCATED},
+        {QCOW2_COPIED, 0, false, false, false, QCOW2_UNALLOCATED},
+        {QCOW2_COPIED, 0, false, true, false, QCOW2_NORMAL},
+        {1, 0, false, false, false, QCOW2_ZERO_PLAIN},
+        {1, 0, false, false, true, QCOW2_INVALID},
+        {0x50001, 0, false, false, false, QCOW2_ZERO_ALLOC},
+        {0x50000 | QCOW2_COPIED, 0, false, false, false, QCOW2_NORMAL},
+        {0x50200, 0, false, false, false, QCOW2_INVALID},
+        {QCOW2_L2_COMPRESSED | 0x1234567, 0, false, false, false, QCOW2_COMPRESSED},
+        {QCOW2_L2_COMPRESSED | 0x1234567, 0, false, true, false, QCOW2_INVALID},
+        {0x50000, 0, true, false, false, QCOW2_UNALLOCATED_ALLOC},
+        {0x50000, 8, true, false, false, QCOW2_NORMAL},
+        {0x50000, 8ull << 32, true, false, false, QCOW2_ZERO_ALLOC},
+        {0, 8ull << 32, true, false, false, QCOW2_ZERO_PLAIN},
+        {0, 8, true, false, false, QCOW2_INVALID},
+        {0x50000, 8 | 8ull << 32, true, false, false, QCOW2_INVALID},
+        {0x50000, 4, true, false, false, QCOW2_UNALLOCATED_ALLOC},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        s.extended_l2 = rows[i].extended;
+        s.data = rows[i].external ? &data : &file;
+        s.version = rows[i].v2 ? 2 : 3;
+        assert_int_equal(qcow2_entry_type(&s, rows[i].entry, rows[i].bitmap, 3), rows[i].type);
+    }
+}
+
+static void compressed_descriptors(void **state) /* H1 */
+{
+    struct qcow2 s = {.cluster_bits = 16, .cluster_bytes = 65536};
+    uint64_t host, bytes;
+    qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 3ull << 54 | 0x12345, &host, &bytes);
+    assert_int_equal(host, 0x12345);
+    assert_int_equal(bytes, 4 * 512 - 0x145);
+    s.cluster_bits = 9;
+    qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 1ull << 61 | 0x200, &host, &bytes);
+    assert_int_equal(host, 0x200);
+    assert_int_equal(bytes, 1024);
+    s.cluster_bits = 21;
+    qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 0x1fffull << 49 | 511, &host, &bytes);
+    assert_int_equal(host, 511);
+    assert_int_equal(bytes, 8192 * 512 - 511);
+}
+
+/* ---- over a disk in memory ---- */
+
+static struct fake_disk disk;
+static struct node *node;
+static struct qcow2 *q;
+
+/* An image of our own making, as the disk's content. */
+static void load_image(const struct qcow2_create_options *options)
+{
+    char path[] = "/tmp/qcow2_test.XXXXXX";
+    struct error err = {""};
+    struct stat st;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(qcow2_co_create(path, options, &err), 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
+    disk.length = (uint64_t)st.st_size;
+    disk.data = malloc(disk.length);
+    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
+    close(fd);
+    unlink(path);
+}
+
+static int open_image(void)
+{
+    struct node *protocol;
+    struct open_options options = {.format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096};
+    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
+    int ret = node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL);
+    q = ret == 0 ? node->opaque : NULL;
+    return ret;
+}
+
+static uint64_t host_of(uint64_t offset)
+{
+    uint64_t pnum, host;
+    unsigned flags;
+    assert_int_equal(node_co_block_status(node, offset, 512, &pnum, &flags, &host), 0);
+    return flags & NODE_STATUS_OFFSET ? host : 0;
+}
+
+static void write_at(uint64_t offset, uint64_t bytes, int fill)
+{
+    char *buf = malloc(bytes);
+    memset(buf, fill, bytes);
+    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
+    free(buf);
+}
+
+/* Runs BODY in a coroutine of this thread's loop. */
+static void in_coroutine(void (*body)(void *))
+{
+    assert_int_equal(loop_run_coroutine(loop, body, NULL), 0);
+}
+
+static void order_body(void *arg)
+{
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    disk.records = 0;
+    write_at(0, 4096, 1);
+    assert_int_equal(node_co_flush(node), 0);
+    uint64_t l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK, block = q->reftable[0], l1 = q->l1_offset;
+    int data = -1, refcount = -1, table = -1, l1_entry = -1, flushes_before_table = 0, flushes = 0;
+    for (int i = 0; i < (int)disk.records; i++) {
+        const struct fake_record *r = &disk.record[i];
+        if (r->op == FAKE_FLUSH)
+            flushes++;
+        if (r->op != FAKE_WRITE)
+            continue;
+        if (r->offset == block)
+            refcount = i;
+        if (r->offset <= l2 && r->offset + r->bytes > l2) {
+            table = i;
+            flushes_before_table = flushes;
+        }
+        if (r->offset <= l1 && r->offset + r->bytes > l1)
+            l1_entry = i;
+        if (r->offset == host_of(0))
+            data = i;
+    }
+    assert_true(data >= 0 && data < table);
+    assert_true(refcount >= 0 && refcount < table);
+    assert_true(l1_entry > refcount);
+    assert_true(flushes_before_table > 0);
+    assert_true(flushes > flushes_before_table);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void refcounts_are_durable_before_entries(void **state) /* O3 */
+{
+    in_coroutine(order_body);
+}
+
+static void quarantine_body(void *arg)
+{
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 4096, 1);
+    assert_int_equal(node_co_flush(node), 0);
+    uint64_t freed = host_of(0);
+    assert_true(freed != 0);
+    unsigned reader = qcow2_use_begin(q); /* somebody who found the mapping before */
+    assert_int_equal(node_co_pdiscard(node, 0, 4096), 0);
+    write_at(4096, 4096, 2); /* not before the discard is durable */
+    assert_true(host_of(4096) != freed);
+    assert_int_equal(node_co_flush(node), 0);
+    write_at(8192, 4096, 3); /* not while the reader is there */
+    assert_true(host_of(8192) != freed);
+    qcow2_use_end(q, reader);
+    write_at(12288, 512, 4);
+    assert_int_equal(node_co_flush(node), 0);
+    write_at(16384, 4096, 5); /* now */
+    assert_int_equal(host_of(16384), freed);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void freed_clusters_wait(void **state)
+{
+    in_coroutine(quarantine_body);
+}
+
+static void one_read_body(void *arg)
+{
+    char *buf = malloc(131072);
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 131072, 1);
+    memset(disk.calls, 0, sizeof(disk.calls));
+    assert_int_equal(node_co_pread(node, 0, buf, 131072), 0);
+    assert_int_equal(disk.calls[FAKE_READ], 1);
+    assert_int_equal(node_co_close(node), 0);
+    /* And with nothing cached: one read for the slice, one for the data. */
+    assert_int_equal(open_image(), 0);
+    memset(disk.calls, 0, sizeof(disk.calls));
+    assert_int_equal(node_co_pread(node, 65536, buf, 4096), 0);
+    assert_int_equal(disk.calls[FAKE_READ], 2);
+    assert_int_equal(buf[100], 1);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+    free(buf);
+}
+
+static void contiguous_clusters_are_one_read(void **state)
+{
+    in_coroutine(one_read_body);
+}
+
+static void fsync_body(void *arg)
+{
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 4096, 1);
+    disk.error[FAKE_FLUSH] = -EIO;
+    disk.error_skip[FAKE_FLUSH] = disk.calls[FAKE_FLUSH];
+    assert_int_equal(node_co_flush(node), -EIO);
+    disk.error[FAKE_FLUSH] = 0;
+    assert_int_equal(node_co_flush(node), -EIO); /* a later success proves nothing */
+    char buf[512] = {0};
+    assert_int_equal(node_co_pwrite(node, 8192, buf, 512, 0), -EIO);
+    assert_int_equal(node_co_pread(node, 0, buf, 512), 0); /* reading goes on */
+    assert_int_equal(buf[0], 1);
+    assert_int_equal(node_co_close(node), -EIO);
+    fake_disk_free(&disk);
+}
+
+static void a_failed_fsync_stays_failed(void **state) /* O5 */
+{
+    in_coroutine(fsync_body);
+}
+
+/* ---- every update fails once (SQLite's way: the N-th call, for every N) ---- */
+
+#define SECTORS 512u
+
+/* What a sector may hold, a bit a fill: everything written since the last flush that succeeded, and what was
+ * before. */
+static uint16_t possible[SECTORS];
+static uint8_t last[SECTORS];
+static bool failed[SECTORS]; /* the last write to it */
+
+static void put_some(uint64_t sector, uint64_t count, uint8_t fill, bool zero)
+{
+    char *buf = malloc(count * 512);
+    memset(buf, fill, count * 512);
+    int ret = zero ? node_co_pwrite_zeroes(node, sector * 512, count * 512, NODE_IO_MAY_UNMAP)
+                   : node_co_pwrite(node, sector * 512, buf, count * 512, 0);
+    for (uint64_t s = sector; s < sector + count; s++) {
+        possible[s] |= (uint16_t)(1u << fill);
+        last[s] = fill;
+        failed[s] = ret < 0;
+    }
+    free(buf);
+}
+
+static void flush_some(void)
+{
+    if (node_co_flush(node) < 0)
+        return;
+    for (unsigned s = 0; s < SECTORS; s++) {
+        if (!failed[s])
+            possible[s] = (uint16_t)(1u << last[s]);
+    }
+}
+
+static void scenario(void)
+{
+    struct error err;
+    put_some(0, 40, 1, false);
+    put_some(100, 9, 2, false);
+    flush_some();
+    put_some(8, 8, 0, true);
+    put_some(104, 30, 3, false);
+    (void)qcow2_co_snapshot_create(node, "one", &err);
+    put_some(3, 20, 4, false);
+    put_some(200, 100, 5, false);
+    flush_some();
+    put_some(16, 16, 0, true);
+    (void)qcow2_co_snapshot_delete(node, "one", &err);
+    (void)node_co_truncate(node, (SECTORS + 3000) * 512, true, &err);
+    put_some(300, 60, 6, false);
+    flush_some();
+}
+
+static void verify(const char *what, uint64_t n)
+{
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    uint8_t buf[512];
+    memset(disk.error, 0, sizeof(disk.error));
+    int ret = open_image();
+    if (ret < 0)
+        fail_msg("%s %llu: cannot be opened again", what, (unsigned long long)n);
+    for (unsigned s = 0; s < SECTORS; s++) {
+        assert_int_equal(node_co_pread(node, s * 512, buf, 512), 0);
+        for (unsigned i = 1; i < 512; i++)
+            assert_int_equal(buf[i], buf[0]);
+        if (!(possible[s] >> buf[0] & 1))
+            fail_msg("%s %llu: sector %u holds %u, possible 0x%x", what, (unsigned long long)n, s, buf[0],
+                     possible[s]);
+    }
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+    if (result.corruptions || result.check_errors)
+        fail_msg("%s %llu: %llu corruptions", what, (unsigned long long)n,
+                 (unsigned long long)result.corruptions);
+    /* And it works. */
+    write_at(50 * 512, 512, 9);
+    assert_int_equal(node_co_close(node), 0);
+}
+
+static struct qcow2_create_options failing_options;
+
+/* OPs number N (counted from the opening on) and all later ones fail. True: the scenario got
+ * that far. */
+static bool fail_one(enum fake_op op, uint64_t n)
+{
+    for (unsigned s = 0; s < SECTORS; s++) {
+        possible[s] = 1;
+        last[s] = 0;
+        failed[s] = false;
+    }
+    load_image(&failing_options);
+    assert_int_equal(open_image(), 0);
+    uint64_t before = disk.calls[op];
+    disk.error_skip[op] = before + n;
+    disk.error[op] = -EIO;
+    scenario();
+    bool reached = disk.calls[op] > before + n;
+    (void)node_co_close(node);
+    if (getenv("TRACE_FAIL"))
+        fprintf(stderr, "op %d n %llu\n", op, (unsigned long long)n);
+    verify(op == FAKE_WRITE   ? "write"
+           : op == FAKE_READ  ? "read"
+           : op == FAKE_FLUSH ? "flush"
+                              : "truncate",
+           n);
+    fake_disk_free(&disk);
+    return reached;
+}
+
+static void failing_body(void *arg)
+{
+    const enum fake_op ops[] = {FAKE_WRITE, FAKE_READ, FAKE_FLUSH, FAKE_TRUNCATE};
+    for (unsigned i = 0; i < 4; i++) {
+        for (uint64_t n = 0; fail_one(ops[i], n); n++) {
+        }
+    }
+}
+
+static void every_update_fails(void **state)
+{
+    failing_options = (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 512};
+    in_coroutine(failing_body);
+    failing_options =
+        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 4096, .refcount_bits = 64};
+    in_coroutine(failing_body);
+    failing_options =
+        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 16384, .extended_l2 = true};
+    in_coroutine(failing_body);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(widths),
+        cmocka_unit_test(cache_keeps_dirty_slices),
+        cmocka_unit_test(cache_reader_sees_a_change),
+        cmocka_unit_test(overlap_map_is_exact),
+        cmocka_unit_test(entries_mean_what_they_should),
+        cmocka_unit_test(compressed_descriptors),
+        cmocka_unit_test(refcounts_are_durable_before_entries),
+        cmocka_unit_test(freed_clusters_wait),
+        cmocka_unit_test(contiguous_clusters_are_one_read),
+        cmocka_unit_test(a_failed_fsync_stays_failed),
+        cmocka_unit_test(every_update_fails),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
