@@ -479,8 +479,6 @@ static bool fail_one(enum fake_op op, uint64_t n)
     scenario();
     bool reached = disk.calls[op] > before + n;
     (void)node_co_close(node);
-    if (getenv("TRACE_FAIL"))
-        fprintf(stderr, "op %d n %llu\n", op, (unsigned long long)n);
     verify(op == FAKE_WRITE   ? "write"
            : op == FAKE_READ  ? "read"
            : op == FAKE_FLUSH ? "flush"
