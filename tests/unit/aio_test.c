@@ -20,6 +20,7 @@
 #include "host/aio/aio_internal.h"
 #include "host/aio/host_file.h"
 #include "host/aio/posix_file.h"
+#include "host/runtime/co_lock.h"
 #include "host/runtime/iothread.h"
 #include "host/runtime/world.h"
 
@@ -803,6 +804,61 @@ static void alignments_are_powers_of_two_that_the_file_takes(void **state)
     unlink(path);
 }
 
+/* ---- the pool of threads ---- */
+
+static uint32_t jobs_run;
+
+static int some_job(void *opaque)
+{
+    unsigned us = *(unsigned *)opaque;
+
+    if (us)
+        usleep(us);
+    __atomic_fetch_add(&jobs_run, 1, __ATOMIC_RELAXED);
+    return (int)us;
+}
+
+struct callers {
+    unsigned running, wrong;
+};
+
+static void calls_jobs(void *arg)
+{
+    struct callers *callers = arg;
+
+    for (unsigned i = 0; i < 40; i++) {
+        unsigned us = i % 4 ? 0 : i * 5;
+
+        callers->wrong += threads_co_call(some_job, &us) != (int)us;
+    }
+    callers->running--;
+}
+
+static void twenty_callers(void *arg)
+{
+    struct callers callers = {20, 0};
+
+    for (unsigned i = 0; i < 20; i++)
+        co_enter(co_create(calls_jobs, &callers));
+    while (callers.running)
+        co_sleep_ns(50000);
+    assert_int_equal(callers.wrong, 0);
+}
+
+static void the_pool_runs_every_job_of_every_loop(void **state)
+{
+    struct iothread *thread = iothread_start("caller", 0, NULL);
+
+    assert_non_null(thread);
+    jobs_run = 0;
+    for (unsigned round = 0; round < 3; round++) {
+        run_in_coroutine(twenty_callers, NULL);
+        iothread_call_coroutine(thread, twenty_callers, NULL);
+    }
+    assert_int_equal(jobs_run, 3 * 2 * 20 * 40);
+    iothread_stop(thread);
+}
+
 /* ---- several loops on one file ---- */
 
 struct on_thread {
@@ -879,6 +935,7 @@ int main(void)
         cmocka_unit_test(locks_exclude_other_descriptions_of_one_process),
         cmocka_unit_test(a_simulator_may_open_instead),
         cmocka_unit_test(alignments_are_powers_of_two_that_the_file_takes),
+        cmocka_unit_test(the_pool_runs_every_job_of_every_loop),
         cmocka_unit_test(loops_share_a_file),
     };
 
