@@ -288,6 +288,7 @@ struct open_options open_options_below(const struct open_options *options)
     below.detect_zeroes = DETECT_ZEROES_OFF;
     below.log_writes = below.inject = NULL;
     below.inactive = false;
+    below.survive_dir = NULL;
     below.depth = options->depth + 1;
     return below;
 }

@@ -74,6 +74,7 @@ struct open_options {
     uint64_t null_bytes;           /* "null": its size */
     const char *secret_file;       /* LUKS: file with the passphrase; NULL: none */
     const char *snapshot;          /* read from this internal snapshot (id or name); implies read_only */
+    const char *survive_dir;       /* where a qcow2's metadata outlives a killed process; NULL: nowhere */
     const char *log_writes;        /* filter below the image: file to log to (log_writes.h), or NULL */
     const char *inject;            /* filter below the image: errors to inject (inject.h), or NULL */
     unsigned depth;                /* 0 for the caller's image; counts up along the backing chain */

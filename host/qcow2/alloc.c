@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 struct search {
     uint64_t start, length;  /* the best run so far */
@@ -190,8 +190,10 @@ int coroutine_fn qcow2_co_extend_file(struct qcow2 *s, uint64_t bytes)
             ret = node_co_truncate(s->node->file, ahead = qcow2_cluster_up(s, bytes), false, NULL);
         qcow2_lock(s);
         s->extending = false;
-        if (ret == 0)
+        if (ret == 0) {
             __atomic_store_n(&s->file_bytes, ahead, __ATOMIC_RELEASE);
+            survivor_grew(s);
+        }
         co_queue_wake_all(&s->extend_waiters);
     }
     qcow2_unlock(s);

@@ -10,7 +10,7 @@
 
 #include "host/qcow2/bitmap.h"
 #include "host/qcow2/crypto.h"
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 #define L2_CACHE_MAX (32u << 20)
 #define CACHE_MIN    (64u << 10)
@@ -176,6 +176,8 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
     int ret = qcow2_co_read_header(s, options, err);
     if (ret == 0)
         ret = check_state(s, options, err);
+    if (ret == 0 && options->survive_dir && !s->read_only && !options->check_only && !options->no_io)
+        ret = survivor_co_recover(s, options->survive_dir, err);
     if (ret == 0)
         ret = qcow2_co_read_snapshots(s, err);
     if (ret == 0)
@@ -201,12 +203,17 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
         node->supports_zeroes = s->version >= 3;
         if ((s->incompatible & QCOW2_INCOMPAT_DIRTY) && !s->read_only && !options->check_only)
             ret = qcow2_co_repair_dirty(s, err);
+        if (ret == 0 && s->survivor)
+            ret = qcow2_co_writeback(s);
+        if (ret == 0)
+            survivor_start(s);
     }
     if (ret < 0) {
         error_prefix(err, ret, "'%s'", node->filename);
         node_co_close(node->backing);
         node_co_close(node->data_file);
         node->backing = node->data_file = NULL;
+        survivor_end(s, true);
         free_state(s);
     }
     return ret;
@@ -243,6 +250,7 @@ static int coroutine_fn qcow2_co_close(struct node *node)
     int ret = s->read_only ? 0 : s->io_error;
     if (!s->read_only && ret == 0)
         ret = co_close_clean(s);
+    survivor_end(s, ret < 0);
     free_state(s);
     return ret;
 }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 enum qcow2_type qcow2_entry_type(const struct qcow2 *s, uint64_t entry, uint64_t bitmap, unsigned subcluster)
 {
@@ -244,6 +244,7 @@ void coroutine_fn qcow2_co_forget_l2(struct qcow2 *s)
 
 void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry)
 {
+    survivor_log(s, false, index, s->l1[index], entry);
     __atomic_store_n(&s->l1[index], entry, __ATOMIC_RELEASE);
     if (!s->l1_dirty[index / 64]) {
         s->l1_dirty[index / 64] = 1;

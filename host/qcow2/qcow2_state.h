@@ -136,6 +136,7 @@ struct qcow2_reader_count {
 };
 
 struct qcow2_crypto;  /* luks.c */
+struct survivor;      /* survivor.c */
 struct qcow2_bitmaps; /* bitmap.c */
 
 struct qcow2 {
@@ -232,6 +233,7 @@ struct qcow2 {
     int snapshots_error; /* the table could not be read: only its use fails */
     bool on_snapshot;    /* opened to read one: l1 is that snapshot's */
 
+    struct survivor *survivor; /* NULL: metadata does not survive the process */
     struct qcow2_crypto *crypto;
     struct qcow2_bitmaps *bitmaps;
     bool said_corrupt; /* atomic */

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 uint64_t qcow2_refcount_get_raw(const void *block, unsigned order, uint64_t index)
 {
@@ -224,6 +224,7 @@ int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key)
 
 static void reftable_set(struct qcow2 *s, uint64_t index, uint64_t entry)
 {
+    survivor_log(s, true, index, s->reftable[index], entry);
     s->reftable[index] = entry;
     if (!s->reftable_dirty[index / 64]) {
         s->reftable_dirty[index / 64] = 1;

@@ -51,6 +51,38 @@ void table_cache_destroy(struct table_cache *cache)
     memset(cache, 0, sizeof(*cache));
 }
 
+void table_cache_share(struct table_cache *cache, struct table_cache_shadow *shadows, uint64_t *words)
+{
+    size_t slots = (size_t)cache->nb_sets * TABLE_CACHE_WAYS;
+    for (size_t i = 0; i < slots; i++) {
+        if (cache->slots[i].state != SLOT_VALID)
+            continue;
+        memcpy(words + i * cache->slice_words, cache->words + i * cache->slice_words, cache->slice_bytes);
+        shadows[i].on_disk = table_cache_hash(words + i * cache->slice_words, cache->slice_words);
+    }
+    munmap(cache->words, cache->words_bytes);
+    cache->words = words;
+    cache->shadows = shadows;
+}
+
+uint64_t table_cache_hash(const uint64_t *words, uint32_t n)
+{
+    uint64_t a = 0x9e3779b97f4a7c15u, b = 0xd6e8feb86659fd93u;
+    for (uint32_t i = 0; i < n; i++) {
+        a = (a ^ words[i]) * 0xff51afd7ed558ccdu;
+        b = (b + words[i]) * 0xc4ceb9fe1a85ec53u;
+        a ^= a >> 32;
+        b ^= b >> 29;
+    }
+    return (a ^ b) | 1;
+}
+
+/* Stores in their order, for whoever finds them after a kill. */
+static void set_marks(struct table_cache *cache, uint32_t slot, uint32_t marks)
+{
+    __atomic_store_n(&cache->shadows[slot].marks, marks, __ATOMIC_RELEASE);
+}
+
 int64_t table_cache_find(const struct table_cache *cache, uint64_t key)
 {
     uint32_t base = (uint32_t)(key % cache->nb_sets) * TABLE_CACHE_WAYS;
@@ -107,6 +139,8 @@ void table_cache_loaded(struct table_cache *cache, uint32_t slot, const uint64_t
     uint64_t *to = table_cache_words(cache, slot);
     for (uint32_t i = 0; i < cache->slice_words; i++)
         table_cache_store(&to[i], words ? words[i] : 0);
+    if (cache->shadows)
+        cache->shadows[slot].on_disk = words ? table_cache_hash(words, cache->slice_words) : 0;
     s->state = SLOT_VALID;
     __atomic_store_n(&s->used, 1, __ATOMIC_RELAXED);
     table_cache_change_end(cache, slot);
@@ -127,6 +161,10 @@ void table_cache_set_dirty(struct table_cache *cache, uint32_t slot, uint64_t ge
     struct table_cache_slot *s = &cache->slots[slot];
     if (s->dirty)
         return;
+    if (cache->shadows) {
+        cache->shadows[slot].key = cache->keys[slot];
+        set_marks(cache, slot, cache->shadows[slot].marks | TABLE_CACHE_DIRTY);
+    }
     s->dirty = true;
     s->dirty_gen = gen;
     s->dirty_next = TABLE_CACHE_END;
@@ -144,6 +182,8 @@ void table_cache_clear_dirty(struct table_cache *cache, uint32_t slot)
     struct table_cache_slot *s = &cache->slots[slot];
     if (!s->dirty)
         return;
+    if (cache->shadows)
+        set_marks(cache, slot, cache->shadows[slot].marks & ~TABLE_CACHE_DIRTY);
     s->dirty = false;
     if (s->dirty_prev == TABLE_CACHE_END)
         cache->dirty_first = s->dirty_next;
@@ -154,6 +194,30 @@ void table_cache_clear_dirty(struct table_cache *cache, uint32_t slot)
     else
         cache->slots[s->dirty_next].dirty_prev = s->dirty_prev;
     cache->nb_dirty--;
+}
+
+void table_cache_write_begin(struct table_cache *cache, uint32_t slot)
+{
+    if (cache->shadows) {
+        cache->shadows[slot].in_flight = table_cache_hash(table_cache_words(cache, slot), cache->slice_words);
+        set_marks(cache, slot, TABLE_CACHE_DIRTY | TABLE_CACHE_WRITING);
+    }
+    cache->slots[slot].writing = true;
+    table_cache_clear_dirty(cache, slot);
+}
+
+void table_cache_write_end(struct table_cache *cache, uint32_t slot, bool ok)
+{
+    if (!ok)
+        table_cache_set_dirty(cache, slot, 0);
+    if (cache->shadows) {
+        struct table_cache_shadow *shadow = &cache->shadows[slot];
+        if (ok) {
+            shadow->on_disk = shadow->in_flight;
+            set_marks(cache, slot, shadow->marks & ~TABLE_CACHE_WRITING);
+        } /* else both may be in the file: the mark stays until it has been written */
+    }
+    cache->slots[slot].writing = false;
 }
 
 void table_cache_forget(struct table_cache *cache, uint64_t first, uint64_t end)

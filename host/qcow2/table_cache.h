@@ -37,7 +37,20 @@ struct table_cache_slot {
     struct co_queue waiters; /* for LOADING to end */
 };
 
+#define TABLE_CACHE_DIRTY   1u
+#define TABLE_CACHE_WRITING 2u
+
+/* What survivor.c keeps of a slot beside its words, in the same shared memory. */
+struct table_cache_shadow {
+    uint64_t key;
+    uint64_t on_disk;   /* hash of the words as they are in the file; 0: not known, and ours alone */
+    uint64_t in_flight; /* with TABLE_CACHE_WRITING: hash of what is being written */
+    uint32_t marks;     /* TABLE_CACHE_... */
+    uint32_t reserved;
+};
+
 struct table_cache {
+    struct table_cache_shadow *shadows; /* NULL: the words are private, nothing survives */
     uint32_t slice_bytes, slice_words;
     uint32_t nb_sets;
     uint64_t *keys; /* nb_sets * TABLE_CACHE_WAYS */
@@ -51,6 +64,13 @@ struct table_cache {
 /* Room for at least SLICES slices of SLICE_BYTES. 0 or -ENOMEM. */
 int table_cache_init(struct table_cache *cache, uint32_t slice_bytes, uint64_t slices);
 void table_cache_destroy(struct table_cache *cache);
+
+/* From now on the words lie at WORDS, and SHADOWS, all zero, say which of them are newer than the file. Both
+ * belong to the caller, who takes cache->words away before table_cache_destroy. No slot is dirty or loading,
+ * and nobody else looks at the cache yet. */
+void table_cache_share(struct table_cache *cache, struct table_cache_shadow *shadows, uint64_t *words);
+/* Never 0. */
+uint64_t table_cache_hash(const uint64_t *words, uint32_t n);
 
 static inline uint64_t *table_cache_words(const struct table_cache *cache, uint32_t slot)
 {
@@ -126,6 +146,10 @@ static inline void table_cache_store(uint64_t *word, uint64_t value)
 
 void table_cache_set_dirty(struct table_cache *cache, uint32_t slot, uint64_t gen);
 void table_cache_clear_dirty(struct table_cache *cache, uint32_t slot);
+/* The slot's words, dirty until now, were copied and are being written; and have been. OK false: they are
+ * dirty again. */
+void table_cache_write_begin(struct table_cache *cache, uint32_t slot);
+void table_cache_write_end(struct table_cache *cache, uint32_t slot, bool ok);
 
 /* Forgets slices with FIRST <= key < END, dirty or not; none of them may be loading or being written. */
 void table_cache_forget(struct table_cache *cache, uint64_t first, uint64_t end);

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 #include "host/runtime/error.h"
 
 #define ROUND_BYTES (1u << 20) /* of copies */
@@ -76,8 +76,7 @@ static void take_slices(struct round *round, struct table_cache *cache, uint64_t
         uint64_t *copy = (uint64_t *)(void *)(s->wb_buffer + piece->at);
         for (uint32_t w = 0; w < cache->slice_words; w++)
             copy[w] = swap ? WIRE_BE64(words[w]) : words[w];
-        table_cache_clear_dirty(cache, i);
-        slot->writing = true;
+        table_cache_write_begin(cache, i);
     }
 }
 
@@ -184,9 +183,7 @@ static void coroutine_fn co_end_round(struct round *round, int ret)
     for (unsigned i = 0; i < round->count; i++) {
         struct piece *piece = &round->pieces[i];
         if (piece->slot >= 0) {
-            piece->cache->slots[piece->slot].writing = false;
-            if (ret < 0)
-                table_cache_set_dirty(piece->cache, (uint32_t)piece->slot, 0);
+            table_cache_write_end(piece->cache, (uint32_t)piece->slot, ret == 0);
         } else if (ret < 0 && !*piece->dirty) {
             *piece->dirty = 1;
             (*piece->nb_dirty)++;
@@ -318,6 +315,8 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable, bool frees)
         ret = co_barrier(s);
 
     qcow2_lock(s);
+    if (ret == 0 && !s->l1_nb_dirty && !s->reftable_nb_dirty)
+        survivor_clean(s);
     if (frees) {
         if (ret == 0) {
             qcow2_free_durable(s, &freed);
