@@ -160,7 +160,8 @@ static void interrupts(struct test *test)
             .op = VBLK_READ, .segs = &seg, .nsegs = 1, .complete = count, .opaque = &completions};
         uint64_t before = machine_interrupts(), end = machine_now_ns() + 5000000000;
         check(test, !vblk_interrupts_on(test->disk, 0), "something was there before the request");
-        check_result(test, "submitting", vblk_submit(test->disk, 0, &request), 0);
+        if (!check_result(test, "submitting", vblk_submit(test->disk, 0, &request), 0))
+            break;
         vblk_kick(test->disk, 0);
         while (machine_interrupts() == before && machine_now_ns() < end)
             platform->wait(platform->ctx, 0, end);

@@ -38,7 +38,9 @@ int coroutine_fn handle_get_features(struct vhost_user_connection *c, struct vho
 int coroutine_fn handle_set_features(struct vhost_user_connection *c, struct vhost_user_message *m,
                                      struct vhost_user_message *reply, struct error *err)
 {
-    uint64_t features = m->payload.u64, unknown = features & ~connection_features(c);
+    /* QEMU offers ANY_LAYOUT to legacy drivers of its own accord and passes it on; we do it anyway. */
+    uint64_t features = m->payload.u64 & ~VIRTIO_BIT(VIRTIO_F_ANY_LAYOUT);
+    uint64_t unknown = features & ~connection_features(c);
     if (unknown)
         return error_set(err, -EINVAL, "SET_FEATURES with bits 0x%" PRIx64 " that were not offered", unknown);
 

@@ -32,6 +32,20 @@ for arch in $arches; do
     ok "$arch: legacy MMIO" on_qemu --transport=mmio -- -global virtio-mmio.force-legacy=true
 done
 
+# Odd guests on our device
+make_image "$tmp/ours.qcow2" 32M
+on_ringside() {
+    boot --image="$tmp/ours.qcow2" "$@"
+}
+ok "ringside: a legacy driver" on_ringside --device-options=disable-modern=on,disable-legacy=off
+ok "ringside: a legacy driver over MMIO" on_ringside --transport=mmio -- -global virtio-mmio.force-legacy=true
+ok "ringside: neither EVENT_IDX nor indirect descriptors, packed" on_ringside --ring=packed \
+    --device-options=event_idx=off,indirect_desc=off
+ok "ringside: queue-size=4" on_ringside --queue-size=4
+ok "ringside: queue-size=1024, packed, no message interrupts" on_ringside --queue-size=1024 --ring=packed \
+    --device-options=vectors=0
+ok "and its image is sound" image_sound "$tmp/ours.qcow2"
+
 ok "x86_64: the machine pc instead of q35" boot --device=qemu --image="$tmp/disk.raw" -- -M pc,memory-backend=mem
 ok "x86_64: without a BIOS that gives addresses" boot --device=qemu --image="$tmp/disk.raw" -- -bios qboot.rom
 make_image "$tmp/second.qcow2" 32M
