@@ -16,6 +16,7 @@
 #include "host/device/virtio_blk.h"
 #include "host/device/virtqueue.h"
 #include "host/device/zoned.h"
+#include "host/runtime/co_lock.h"
 #include "host/runtime/coroutine.h"
 
 #define CACHE_LINE 64
@@ -55,7 +56,6 @@ struct virtio_blk_request {
     bool busy;
     bool again;                /* was taken before a restart */
     bool done;                 /* IN_ORDER: finished, waits for older ones */
-    bool merged;               /* in a merged request, or was: not merged again */
     bool issuing, issued_done; /* ranges: a completion inside the call that submits */
     int range_result;
     union request_block *merged_block; /* head of a merged request: the joined segments */
@@ -86,8 +86,9 @@ void multireq_submit(struct virtio_blk_queue *queue);
 
 enum queue_state { QUEUE_STOPPED, QUEUE_RUNNING, QUEUE_STOPPING };
 
-/* One chain of calls from the control loop at a time; runs on the queue's loop. */
+/* A call from the control loop that runs on the queue's loop; one at a time. */
 struct queue_control {
+    struct co_mutex lock;
     struct loop_bh bh;
     struct coroutine *waiter;
     int call_fd;

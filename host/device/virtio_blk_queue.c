@@ -539,9 +539,12 @@ static int queue_allocate(struct virtio_blk_queue *queue, unsigned size, bool pa
     return block_at_hand(queue) ? 0 : -ENOMEM;
 }
 
-int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
-                                           const struct virtio_blk_queue_setup *setup, struct error *err)
+/* With the queue's control lock held. */
+static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop *loop,
+                                     const struct virtio_blk_queue_setup *setup, struct error *err)
 {
+    struct virtio_blk *device = queue->device;
+    unsigned index = queue->index;
     const struct virtqueue_setup ring = {.memory = setup->memory,
                                          .size = setup->size,
                                          .packed = setup->packed,
@@ -552,13 +555,8 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
                                          .last_avail_idx = setup->last_avail_idx,
                                          .last_used_idx = setup->last_used_idx,
                                          .indexes_follow = setup->inflight};
-    struct virtio_blk_queue *queue;
     const char *why;
 
-    if (index >= device->options.num_queues)
-        return error_set(err, -EINVAL, "queue %u does not exist (the device has %u)", index,
-                         device->options.num_queues);
-    queue = &device->queues[index];
     if (queue->state != QUEUE_STOPPED)
         return error_set(err, -EBUSY, "queue %u runs already", index);
     if (setup->size > device->options.queue_size_max)
@@ -616,6 +614,22 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
     return 0;
 }
 
+int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
+                                           const struct virtio_blk_queue_setup *setup, struct error *err)
+{
+    struct virtio_blk_queue *queue;
+    int result;
+
+    if (index >= device->options.num_queues)
+        return error_set(err, -EINVAL, "queue %u does not exist (the device has %u)", index,
+                         device->options.num_queues);
+    queue = &device->queues[index];
+    co_mutex_lock(&queue->control.lock);
+    result = start_locked(queue, loop, setup, err);
+    co_mutex_unlock(&queue->control.lock);
+    return result;
+}
+
 /* What was taken before a restart is finished as well, unless the ring is broken. */
 static void queue_try_finish_stop(struct virtio_blk_queue *queue)
 {
@@ -651,12 +665,14 @@ void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned i
 {
     struct virtio_blk_queue *queue = &device->queues[index];
 
+    co_mutex_lock(&queue->control.lock);
     if (queue->state != QUEUE_STOPPED)
         control_call(queue, control_stop);
     if (last_avail_idx)
         *last_avail_idx = virtqueue_last_avail_idx(&queue->vq);
     if (last_used_idx)
         *last_used_idx = virtqueue_last_used_idx(&queue->vq);
+    co_mutex_unlock(&queue->control.lock);
 }
 
 static void control_set_call(void *opaque)
@@ -671,12 +687,13 @@ void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsign
 {
     struct virtio_blk_queue *queue = &device->queues[index];
 
-    if (queue->state == QUEUE_STOPPED) {
-        queue->call_fd = call_fd;
-        return;
-    }
+    co_mutex_lock(&queue->control.lock);
     queue->control.call_fd = call_fd;
-    control_call(queue, control_set_call);
+    if (queue->state == QUEUE_STOPPED)
+        queue->call_fd = call_fd;
+    else
+        control_call(queue, control_set_call);
+    co_mutex_unlock(&queue->control.lock);
 }
 
 void virtio_blk_queue_kick(struct virtio_blk *device, unsigned index)

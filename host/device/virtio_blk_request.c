@@ -410,6 +410,7 @@ void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk
     request->status = chain->last_in;
     request->in_bytes = chain->in_bytes;
     request->offset = request->bytes = request->zero_bytes = 0;
+    request->niov = 0;
     request->type = UINT8_MAX; /* not known yet */
     request->blk.trace_id = ++queue->trace_next;
     if (!message_open(queue, chain, &message, &header)) {
