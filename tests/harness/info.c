@@ -92,7 +92,8 @@ static json_t *describe(const struct rig *rig, const char *id)
                      "format", rig->info.features & VIRTIO_BIT(VIRTIO_F_RING_PACKED) ? "packed" : "split",
                      "queues", (json_int_t)rig->info.num_queues, "device_queues",
                      (json_int_t)rig->info.device_num_queues, "size", (json_int_t)rig->info.queue_size,
-                     "disk", "bytes", (json_int_t)(rig->info.capacity_sectors * VIRTIO_BLK_SECTOR_BYTES),
+                     "disk", "bytes",
+                     (json_int_t)rig->info.capacity_sectors * (json_int_t)VIRTIO_BLK_SECTOR_BYTES,
                      "block_size", (json_int_t)rig->info.block_size, "read_only", rig->info.read_only,
                      "write_cache", rig->info.write_cache, "config", config);
 }

@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -214,8 +215,8 @@ int command_torture(const struct settings *settings)
     torture_memory(&list);
     torture_rings(&list);
     for (unsigned i = 0; i < settings->rounds; i++)
-        torture_add(&list, torture_random, settings->seed + i, 0, "random round, seed %llu",
-                    (unsigned long long)(settings->seed + i));
+        torture_add(&list, torture_random, settings->seed + i, 0, "random round, seed %" PRIu64,
+                    settings->seed + i);
     if (settings->list) {
         for (unsigned i = 0; i < list.count; i++)
             printf("%s\n", list.cases[i].name);

@@ -22,11 +22,10 @@
 #define REQUEST_BYTES 4096u
 
 static const char *const step_meaning[TRACE_STEPS + 1] = {
-    "",
+    NULL,
     "header, data and status become a descriptor chain; the ring index is published",
     "the device is told, unless it said that it need not be",
-    "notifications off, pop until empty, notifications on, look again; each chain copied out once and "
-    "checked",
+    "notifications off, pop until empty, on, look again; each chain is copied once and checked",
     "requests of one kind that touch on disk become one",
     "accounting and throttling; a coroutine is entered",
     "overlapping requests tracked, padding, splitting",

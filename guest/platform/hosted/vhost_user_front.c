@@ -241,7 +241,7 @@ int vhost_user_front_receive(struct vhost_user_front *front, struct vhost_user_h
 int vhost_user_front_call(struct vhost_user_front *front, uint32_t request, const void *payload,
                           uint32_t bytes, void *reply, uint32_t max, int *fd)
 {
-    struct vhost_user_header header;
+    struct vhost_user_header header = {0};
     int code;
 
     pthread_mutex_lock(&front->lock);
@@ -265,7 +265,7 @@ int vhost_user_front_set(struct vhost_user_front *front, uint32_t request, const
                          uint32_t bytes, const int *fds, unsigned nfds)
 {
     bool ack = front->protocol_features & (1ull << VHOST_USER_PROTOCOL_F_REPLY_ACK);
-    struct vhost_user_header header;
+    struct vhost_user_header header = {0};
     uint64_t result = 0;
     int code;
 
