@@ -160,7 +160,7 @@ static bool range_in_use(const struct check *check, uint64_t index, const struct
     return false;
 }
 
-static void plan_rebuild(const struct check *check, struct rebuilt *r)
+static int plan_rebuild(const struct check *check, struct rebuilt *r)
 {
     struct qcow2 *s = check->s;
     *r = (struct rebuilt){
@@ -168,6 +168,8 @@ static void plan_rebuild(const struct check *check, struct rebuilt *r)
     for (;;) {
         uint64_t indices = ((r->start + r->blocks + r->table_clusters - 1) >> s->refblock_bits) + 1,
                  blocks = 0;
+        if (indices > QCOW2_MAX_REFTABLE_BYTES / 8)
+            return -EFBIG;
         for (uint64_t i = 0; i < indices; i++)
             blocks += range_in_use(check, i, r);
         uint64_t table = (indices * 8 + s->cluster_bytes - 1) >> s->cluster_bits;
@@ -177,6 +179,7 @@ static void plan_rebuild(const struct check *check, struct rebuilt *r)
         r->table_clusters = max_u64(table, r->table_clusters);
     }
     r->entries = r->table_clusters << (s->cluster_bits - 3);
+    return 0;
 }
 
 static int coroutine_fn co_write_rebuilt(struct check *check, const struct rebuilt *r, uint64_t *table,
@@ -222,8 +225,8 @@ int coroutine_fn check_co_rebuild(struct check *check)
     check_co_walk(&count);
     int ret = count.error ? count.error : buf ? 0 : -ENOMEM;
     if (ret == 0) {
-        plan_rebuild(&count, &r);
-        if (r.table_clusters << s->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
+        ret = plan_rebuild(&count, &r);
+        if (ret == 0 && r.table_clusters << s->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
             ret = -EFBIG;
     }
     if (ret == 0) {
