@@ -12,6 +12,38 @@
 
 #define ALWAYS 0xff
 
+uint64_t now_ns(const struct vblk *disk)
+{
+    return disk->platform->now_ns(disk->platform->ctx);
+}
+
+void relax(const struct vblk *disk)
+{
+    if (disk->platform->relax)
+        disk->platform->relax(disk->platform->ctx);
+}
+
+#ifndef VBLK_WITHOUT_MESSAGES
+void say(const struct vblk *disk, enum vblk_log_level level, const char *text)
+{
+    if (disk->platform->log)
+        disk->platform->log(disk->platform->ctx, level, text);
+}
+#endif
+
+uint8_t status_get(const struct vblk *disk)
+{
+    return disk->vtr->ops->get_status(disk->vtr);
+}
+
+bool waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit)
+{
+    if (now_ns(disk) - since >= limit)
+        return true;
+    relax(disk);
+    return false;
+}
+
 /* Fields, by natural width; 64 bits are two halves (2.5.1) */
 static const struct {
     uint8_t offset, width, feature;
@@ -176,7 +208,7 @@ int config_apply(struct vblk *disk)
     disk->device_num_queues = 1;
     if (has_feature(disk, VIRTIO_BLK_F_MQ) && le16_get(config->num_queues) > 1)
         disk->device_num_queues = le16_get(config->num_queues);
-    disk->serial_writes = has_feature(disk, VIRTIO_BLK_F_ZONED) && config->zoned.model == VIRTIO_BLK_Z_HM;
+    disk->serial_writes = zoned(disk) && config->zoned.model == VIRTIO_BLK_Z_HM;
     disk->short_bytes_max = disk->size_max < disk->part_bytes_max ? disk->size_max : disk->part_bytes_max;
     disk->short_op_max = has_feature(disk, VIRTIO_BLK_F_RO) || disk->serial_writes ? VBLK_READ : VBLK_WRITE;
     disk->has_flush = has_feature(disk, VIRTIO_BLK_F_FLUSH);
@@ -209,7 +241,7 @@ int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config
 void config_refresh(struct vblk *disk)
 {
     struct virtio_blk_config config;
-    uint8_t status = disk->vtr->ops->get_status(disk->vtr);
+    uint8_t status = status_get(disk);
     uint64_t before = capacity_get(disk), sectors;
 
     if (status & VIRTIO_STATUS_DEVICE_NEEDS_RESET) /* gone devices read 0xff and are found by the recovery */

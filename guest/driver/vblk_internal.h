@@ -19,6 +19,13 @@
 void *memcpy(void *restrict to, const void *restrict from, size_t n);
 void *memset(void *to, int c, size_t n);
 
+/* What a small firmware may leave out when it compiles the driver (docs/porting.md) */
+#ifdef VBLK_WITHOUT_ZONES
+#define ZONES 0
+#else
+#define ZONES 1
+#endif
+
 #define NONE16 0xffffu
 
 #define QUEUE_SIZE_DEFAULT  256u
@@ -142,22 +149,16 @@ static inline bool has_feature(const struct vblk *disk, unsigned bit)
     return (disk->features & VIRTIO_BIT(bit)) != 0;
 }
 
-static inline uint64_t now_ns(const struct vblk *disk)
-{
-    return disk->platform->now_ns(disk->platform->ctx);
-}
-
-static inline void relax(const struct vblk *disk)
-{
-    if (disk->platform->relax)
-        disk->platform->relax(disk->platform->ctx);
-}
-
-static inline void say(const struct vblk *disk, enum vblk_log_level level, const char *text)
-{
-    if (disk->platform->log)
-        disk->platform->log(disk->platform->ctx, level, text);
-}
+uint64_t now_ns(const struct vblk *disk);
+void relax(const struct vblk *disk);
+#ifdef VBLK_WITHOUT_MESSAGES
+#define say(disk, level, text) ((void)0)
+#else
+void say(const struct vblk *disk, enum vblk_log_level level, const char *text);
+#endif
+uint8_t status_get(const struct vblk *disk);
+/* True if LIMIT nanoseconds have passed since SINCE; if not, after a pause. */
+bool waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit);
 
 /* A submitter may read it while an interrupt changes it. On a 32-bit machine it may then see half of each,
  * for once: a request is refused, or the device refuses it. */
@@ -177,6 +178,11 @@ static inline void capacity_set(struct vblk *disk, uint64_t sectors)
 #else
     *(volatile uint64_t *)&disk->capacity = sectors;
 #endif
+}
+
+static inline bool zoned(const struct vblk *disk)
+{
+    return ZONES && has_feature(disk, VIRTIO_BLK_F_ZONED);
 }
 
 static inline int state_get(const struct vblk *disk)
@@ -279,17 +285,17 @@ void status_add(struct vblk *disk, uint8_t bits);
 
 /* vblk_submit.c */
 enum {
-    OP_IN = 1,         /* data that the device writes */
-    OP_OUT = 2,        /* data that it reads */
-    OP_RANGE = 4,      /* a list of sector ranges, made by the driver */
-    OP_SECTOR = 8,     /* the header names a sector; else it is 0 there (5.2.6) */
-    OP_BLOCKS = 16,    /* data in whole blocks */
-    OP_WHOLE = 32,     /* can't be split */
-    OP_ZONE = 64,      /* the sector is a zone's first */
-    OP_MODIFIES = 128, /* refused on a read-only disk */
-    OP_DIRTIES = 256,  /* what it did is durable only after a flush */
+    OP_IN = 1,            /* data that the device writes */
+    OP_OUT = 2,           /* data that it reads */
+    OP_RANGE = 4,         /* a list of sector ranges, made by the driver */
+    OP_SECTOR = 8,        /* the header names a sector; else it is 0 there (5.2.6) */
+    OP_BLOCKS = 16,       /* data in whole blocks */
+    OP_WHOLE = 32,        /* can't be split */
+    OP_ZONE = ZONES * 64, /* the sector is a zone's first */
+    OP_MODIFIES = 128,    /* refused on a read-only disk */
+    OP_DIRTIES = 256,     /* what it did is durable only after a flush */
     OP_FLUSH = 512,
-    OP_ONCE = 1024 /* must not be sent again once the device may have seen it */
+    OP_ONCE = ZONES * 1024 /* must not be sent again once the device may have seen it */
 };
 
 struct op_info {

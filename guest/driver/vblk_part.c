@@ -386,7 +386,7 @@ bool request_issue(struct queue *q, struct vblk_request *request)
     while (request->driver.remaining) {
         int result = -VBLK_EAGAIN;
         /* sequential zones are written in order: a part waits for the one before (5.2.6) */
-        if (!(q->disk->serial_writes && request->op == VBLK_WRITE && request->driver.parts))
+        if (!(ZONES && q->disk->serial_writes && request->op == VBLK_WRITE && request->driver.parts))
             result = part_issue(q, request, op);
         if (result == -VBLK_EAGAIN)
             return false;

@@ -31,11 +31,10 @@ bool others_out(struct vblk *disk, const struct queue *self)
     for (i = 0; i < disk->num_queues; i++) {
         struct queue *q = &disk->queues[i];
         while (q != self && __atomic_load_n(&q->inside, __ATOMIC_SEQ_CST)) {
-            if (now_ns(disk) - since >= OTHERS_OUT_NS) {
+            if (waited_too_long(disk, since, OTHERS_OUT_NS)) {
                 others_in(disk);
                 return false;
             }
-            relax(disk);
         }
     }
     return true;
@@ -114,11 +113,10 @@ static int queue_reset(struct queue *q)
 
     ops->queue_reset(disk->vtr, q->index);
     while (!ops->queue_is_reset(disk->vtr, q->index)) {
-        if (now_ns(disk) - since >= disk->deadline_ns) {
+        if (waited_too_long(disk, since, disk->deadline_ns)) {
             say(disk, VBLK_LOG_WARNING, "the queue would not be reset");
             return -VBLK_ETIMEDOUT;
         }
-        relax(disk);
     }
     vq_reset(&q->vq);
     return queue_enable(disk, q);
@@ -240,7 +238,7 @@ static void give_up_waiting(struct queue *q)
 static void look_at_status(struct queue *q)
 {
     struct vblk *disk = q->disk;
-    uint8_t status = disk->vtr->ops->get_status(disk->vtr);
+    uint8_t status = status_get(disk);
 
     if (status == 0xff) {
         say(disk, VBLK_LOG_ERROR, "the device is gone");

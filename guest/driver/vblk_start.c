@@ -20,7 +20,10 @@ static const uint64_t implemented =
     VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC) | VIRTIO_BIT(VIRTIO_F_EVENT_IDX);
 
 static const uint64_t implemented_modern =
-    VIRTIO_BIT(VIRTIO_BLK_F_ZONED) | VIRTIO_BIT(VIRTIO_F_VERSION_1) | VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+    VIRTIO_BIT(VIRTIO_F_VERSION_1) | VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+#ifndef VBLK_WITHOUT_ZONES
+    VIRTIO_BIT(VIRTIO_BLK_F_ZONED) |
+#endif
 #ifndef VBLK_WITHOUT_PACKED
     VIRTIO_BIT(VIRTIO_F_RING_PACKED) |
 #endif
@@ -157,26 +160,24 @@ static void free_dma(struct vblk *disk)
 void status_add(struct vblk *disk, uint8_t bits)
 {
     /* 2.1.1: no bit is ever cleared, but by a reset */
-    disk->vtr->ops->set_status(disk->vtr, disk->vtr->ops->get_status(disk->vtr) | bits);
+    disk->vtr->ops->set_status(disk->vtr, status_get(disk) | bits);
 }
 
 /* Step 1. Done only when the status reads 0 (2.4.2). -VBLK_ETIMEDOUT: it never did; -VBLK_ENODEV: all ones,
  * the device is gone. */
 int device_reset(struct vblk *disk)
 {
-    const struct vtr_ops *ops = disk->vtr->ops;
     uint64_t since = now_ns(disk);
     uint8_t status;
 
-    ops->set_status(disk->vtr, 0);
-    while ((status = ops->get_status(disk->vtr)) != 0) {
+    disk->vtr->ops->set_status(disk->vtr, 0);
+    while ((status = status_get(disk)) != 0) {
         if (status == 0xff)
             return -VBLK_ENODEV;
-        if (now_ns(disk) - since >= disk->deadline_ns) {
+        if (waited_too_long(disk, since, disk->deadline_ns)) {
             say(disk, VBLK_LOG_ERROR, "the device's status never read 0 after a reset");
             return -VBLK_ETIMEDOUT;
         }
-        relax(disk);
     }
     return 0;
 }
@@ -198,7 +199,7 @@ static uint64_t acceptable(struct vblk *disk, uint64_t offered)
     if (!(features & VIRTIO_BIT(VIRTIO_BLK_F_FLUSH)))
         features &= ~VIRTIO_BIT(VIRTIO_BLK_F_CONFIG_WCE); /* 5.2.3.1 */
     /* 5.2.5.1: a host-managed zoned device must not be asked to discard */
-    if ((features & VIRTIO_BIT(VIRTIO_BLK_F_ZONED)) && ops->config_bytes(disk->vtr) >= 96 &&
+    if (ZONES && (features & VIRTIO_BIT(VIRTIO_BLK_F_ZONED)) && ops->config_bytes(disk->vtr) >= 96 &&
         ops->config_read(disk->vtr, offsetof(struct virtio_blk_config, zoned.model), 1) == VIRTIO_BLK_Z_HM)
         features &= ~VIRTIO_BIT(VIRTIO_BLK_F_DISCARD);
     return features;
@@ -232,7 +233,7 @@ int device_negotiate(struct vblk *disk, bool again)
     ops->set_features(disk->vtr, disk->features);
     if (!disk->legacy) {
         status_add(disk, VIRTIO_STATUS_FEATURES_OK);
-        if (!(ops->get_status(disk->vtr) & VIRTIO_STATUS_FEATURES_OK)) {
+        if (!(status_get(disk) & VIRTIO_STATUS_FEATURES_OK)) {
             say(disk, VBLK_LOG_ERROR, "the device refused the features");
             return -VBLK_ENOTSUP;
         }

@@ -81,7 +81,7 @@ static int check_range(const struct vblk *disk, const struct vblk_request *reque
         return -VBLK_EINVAL;
     if (!within(capacity_get(disk), request->sector, request->num_sectors))
         return -VBLK_ERANGE;
-    if (request->op == VBLK_SECURE_ERASE && disk->serial_writes) { /* 5.2.6.2: whole zones */
+    if (ZONES && request->op == VBLK_SECURE_ERASE && disk->serial_writes) { /* 5.2.6.2: whole zones */
         uint32_t zone = le32_get(disk->device_config.zoned.zone_sectors);
         if (zone && remainder_of(request->num_sectors, zone) != 0)
             return -VBLK_EINVAL;
@@ -170,10 +170,10 @@ int status_result(const struct vblk *disk, uint8_t status)
         return -VBLK_ENOTSUP;
     case VIRTIO_BLK_S_ZONE_INVALID_CMD:
     case VIRTIO_BLK_S_ZONE_UNALIGNED_WP:
-        return has_feature(disk, VIRTIO_BLK_F_ZONED) ? -VBLK_EINVAL : -VBLK_EIO;
+        return zoned(disk) ? -VBLK_EINVAL : -VBLK_EIO;
     case VIRTIO_BLK_S_ZONE_OPEN_RESOURCE:
     case VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE:
-        return has_feature(disk, VIRTIO_BLK_F_ZONED) ? -VBLK_EBUSY : -VBLK_EIO;
+        return zoned(disk) ? -VBLK_EBUSY : -VBLK_EIO;
     default:
         return -VBLK_EIO;
     }

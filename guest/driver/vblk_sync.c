@@ -207,14 +207,13 @@ static int wait_status(struct vblk *disk, uint8_t want, uint8_t unwanted)
     uint64_t since = now_ns(disk);
 
     for (;;) {
-        uint8_t status = disk->vtr->ops->get_status(disk->vtr);
+        uint8_t status = status_get(disk);
         if (status == 0xff || (status & VIRTIO_STATUS_DEVICE_NEEDS_RESET))
             return -VBLK_EIO;
         if ((status & want) && !(status & unwanted))
             return 0;
-        if (now_ns(disk) - since >= disk->deadline_ns)
+        if (waited_too_long(disk, since, disk->deadline_ns))
             return -VBLK_ETIMEDOUT;
-        relax(disk);
     }
 }
 
