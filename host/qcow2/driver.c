@@ -247,7 +247,7 @@ static int coroutine_fn co_close_clean(struct qcow2 *s)
 static int coroutine_fn qcow2_co_close(struct node *node)
 {
     struct qcow2 *s = node->opaque;
-    int ret = s->read_only ? 0 : s->io_error;
+    int ret = s->read_only ? 0 : qcow2_io_error(s);
     if (!s->read_only && ret == 0)
         ret = co_close_clean(s);
     survivor_end(s, ret < 0);

@@ -490,7 +490,7 @@ static int coroutine_fn co_replace_header(struct qcow2 *s, const void *new, cons
         if (back == 0)
             back = node_co_flush(s->node->file);
         if (back < 0)
-            s->io_error = ret;
+            __atomic_store_n(&s->io_error, ret, __ATOMIC_RELAXED);
     }
     return ret;
 }
@@ -617,7 +617,7 @@ int coroutine_fn qcow2_co_corrupt(struct qcow2 *s, const char *format, ...)
         log_message("%s: %s: the image is damaged (check it with ringside-img check)", s->node->filename,
                     text);
     if (!s->read_only && !s->check_only) {
-        s->io_error = -EIO;
+        __atomic_store_n(&s->io_error, -EIO, __ATOMIC_RELAXED);
         /* The bit is advice for the next one who opens it: an error here changes nothing. */
         (void)qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_CORRUPT, s->autoclear);
     }

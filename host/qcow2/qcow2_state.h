@@ -212,13 +212,14 @@ struct qcow2 {
     uint64_t gen;
     uint8_t *wb_buffer; /* of the one who runs: copies on their way */
     void *wb_pieces;
-    int io_error; /* sticky: an fdatasync or the order of writing failed; nothing more is written */
+    int io_error; /* atomic; sticky: an fdatasync or the order of writing failed; nothing more is written */
 
     /* frees [lock], see reclaim.c */
     struct qcow2_free_list freed;      /* reference gone in memory */
     struct qcow2_free_list grace_next; /* durably gone; readers may still be there */
     struct qcow2_free_list grace;      /* waiting for the readers of the previous epoch */
     struct qcow2_free_list ready;      /* nobody there: may be punched and counted down */
+    bool freed_much;                   /* atomic: `freed` should not wait for the guest's next flush */
     bool reclaiming;
     uint32_t epoch; /* atomic */
 
@@ -265,6 +266,11 @@ static inline uint64_t min_u64(uint64_t a, uint64_t b)
 static inline uint64_t max_u64(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
+}
+
+static inline int qcow2_io_error(const struct qcow2 *s)
+{
+    return __atomic_load_n(&s->io_error, __ATOMIC_RELAXED);
 }
 
 /* The metadata lock: held for moments, so a short spin is cheaper than going to sleep. */

@@ -19,6 +19,10 @@
 
 #include "host/qcow2/qcow2_state.h"
 
+/* What may wait for the next flush of the guest. */
+#define FREED_RUNS_MAX  65536u
+#define FREED_BYTES_MAX (256ull << 20)
+
 unsigned qcow2_use_begin(struct qcow2 *s)
 {
     uint32_t *count = s->readers[loop_index(loop_current())].count;
@@ -95,6 +99,9 @@ void qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t bytes, bool punch
     uint64_t first = host >> s->cluster_bits, end = (host + bytes + s->cluster_bytes - 1) >> s->cluster_bits;
     if (bytes)
         list_add(&s->freed, first, end - first, punch);
+    if (s->freed.count > FREED_RUNS_MAX ||
+        s->freed.clusters > max_u64(1024, FREED_BYTES_MAX >> s->cluster_bits))
+        __atomic_store_n(&s->freed_much, true, __ATOMIC_RELAXED);
 }
 
 void qcow2_compressed_range(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)

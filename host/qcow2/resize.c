@@ -170,7 +170,7 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
         ret = qcow2_co_prepare_write(s);
     if (ret == 0) {
         qcow2_co_quiesce(s);
-        ret = s->io_error;
+        ret = qcow2_io_error(s);
         if (ret == 0 && bytes != old)
             ret = bytes > old ? co_grow(s, bytes) : co_shrink(s, bytes);
         qcow2_co_unquiesce(s);

@@ -256,7 +256,9 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
     if (ret < 0)
         return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
     qcow2_co_quiesce(s);
-    ret = s->io_error ? s->io_error : qcow2_co_writeback(s);
+    ret = qcow2_io_error(s);
+    if (ret == 0)
+        ret = qcow2_co_writeback(s);
     if (ret == 0)
         ret = qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_DIRTY, s->autoclear);
     if (ret < 0) {

@@ -101,7 +101,7 @@ int coroutine_fn qcow2_co_writer_begin(struct qcow2 *s)
             co_queue_wait(&s->quiesce_waiters, &s->lock);
         qcow2_unlock(s);
     }
-    int broken = s->io_error;
+    int broken = qcow2_io_error(s);
     if (broken)
         qcow2_co_writer_end(s);
     return broken;
@@ -136,12 +136,11 @@ void coroutine_fn qcow2_co_unquiesce(struct qcow2 *s)
 
 int coroutine_fn qcow2_co_bound_freed(struct qcow2 *s)
 {
-    uint64_t limit = max_u64(1024, (256u << 20) >> s->cluster_bits);
-    qcow2_lock(s);
-    bool much = s->freed.clusters > limit || s->freed.count > 65536;
-    qcow2_unlock(s);
-    int ret = much ? qcow2_co_writeback(s) : 0;
-    if (much && ret == 0)
+    if (!__atomic_load_n(&s->freed_much, __ATOMIC_RELAXED))
+        return 0;
+    __atomic_store_n(&s->freed_much, false, __ATOMIC_RELAXED);
+    int ret = qcow2_co_writeback(s);
+    if (ret == 0)
         qcow2_co_reclaim(s);
     return ret;
 }
@@ -625,5 +624,6 @@ int coroutine_fn qcow2_co_pwritev(struct node *node, uint64_t offset, uint64_t b
     if (s->bitmaps)
         qcow2_bitmaps_mark(s, offset, bytes);
     qcow2_co_writer_end(s);
-    return ret;
+    int bound = qcow2_co_bound_freed(s);
+    return ret < 0 ? ret : bound;
 }

@@ -200,7 +200,7 @@ static int coroutine_fn co_barrier(struct qcow2 *s)
     if (ret == 0)
         ret = node_co_flush(s->node->file);
     if (ret < 0)
-        s->io_error = ret;
+        __atomic_store_n(&s->io_error, ret, __ATOMIC_RELAXED);
     return ret;
 }
 
@@ -294,7 +294,7 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable, bool frees)
     struct rounds rounds = {.mapping = {.s = s, .room = ROUND_BYTES},
                             .refcounts = {.s = s, .base = ROUND_BYTES, .room = ROUND_BYTES / 2},
                             .reftable = {.s = s, .base = ROUND_BYTES * 3 / 2, .room = ROUND_BYTES / 2}};
-    int ret = s->io_error;
+    int ret = qcow2_io_error(s);
     if (ret == 0 && anything) {
         if (!s->wb_buffer)
             s->wb_buffer = node_buffer(s->node->file, 2ul * ROUND_BYTES);
@@ -343,7 +343,7 @@ static int coroutine_fn co_alone(struct qcow2 *s, bool durable, bool frees, bool
     }
     if (waited && only_if_idle) {
         /* Somebody just made room; the caller looks again. */
-        int ret = s->io_error;
+        int ret = qcow2_io_error(s);
         qcow2_unlock(s);
         return ret;
     }
