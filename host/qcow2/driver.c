@@ -78,8 +78,11 @@ static int init_caches(struct qcow2 *s, const struct open_options *options, stru
              ref_slice = s->cluster_bytes >> s->ref_slices_bits;
     uint64_t covers = s->cluster_bits + s->slice_bits;
     uint64_t whole = ((s->size >> covers) + 1) * l2_slice;
-    uint64_t l2_bytes =
-        options->l2_cache_bytes ? options->l2_cache_bytes : min_u64(max_u64(whole, CACHE_MIN), L2_CACHE_MAX);
+    uint64_t l2_bytes = CACHE_MIN;
+    while (l2_bytes < whole && l2_bytes < L2_CACHE_MAX)
+        l2_bytes *= 2;
+    if (options->l2_cache_bytes)
+        l2_bytes = options->l2_cache_bytes;
     uint64_t ref_bytes =
         options->refcount_cache_bytes ? options->refcount_cache_bytes : max_u64(l2_bytes / 4, CACHE_MIN);
     int ret = table_cache_init(&s->l2, (uint32_t)l2_slice, l2_bytes / l2_slice);

@@ -14,9 +14,9 @@
 int table_cache_init(struct table_cache *cache, uint32_t slice_bytes, uint64_t slices)
 {
     memset(cache, 0, sizeof(*cache));
-    uint64_t sets = (slices + TABLE_CACHE_WAYS - 1) / TABLE_CACHE_WAYS;
-    if (sets < 4)
-        sets = 4;
+    uint64_t sets = 4; /* a power of two, so that finding one needs no division */
+    while (sets * 2 * TABLE_CACHE_WAYS <= slices)
+        sets *= 2;
     if (sets > UINT32_MAX / TABLE_CACHE_WAYS / 2)
         return -ENOMEM;
     size_t slots = (size_t)sets * TABLE_CACHE_WAYS;
@@ -85,7 +85,7 @@ static void set_marks(struct table_cache *cache, uint32_t slot, uint32_t marks)
 
 int64_t table_cache_find(const struct table_cache *cache, uint64_t key)
 {
-    uint32_t base = (uint32_t)(key % cache->nb_sets) * TABLE_CACHE_WAYS;
+    uint32_t base = (uint32_t)(key & (cache->nb_sets - 1)) * TABLE_CACHE_WAYS;
     for (uint32_t i = 0; i < TABLE_CACHE_WAYS; i++) {
         if (cache->keys[base + i] == key) {
             __atomic_store_n(&cache->slots[base + i].used, 1, __ATOMIC_RELAXED);
@@ -115,7 +115,7 @@ void table_cache_change_end(struct table_cache *cache, uint32_t slot)
 
 int64_t table_cache_claim(struct table_cache *cache, uint64_t key)
 {
-    uint32_t set = (uint32_t)(key % cache->nb_sets), base = set * TABLE_CACHE_WAYS;
+    uint32_t set = (uint32_t)(key & (cache->nb_sets - 1)), base = set * TABLE_CACHE_WAYS;
     /* Twice round: the first time takes the `used` marks away. */
     for (uint32_t i = 0; i < 2 * TABLE_CACHE_WAYS; i++) {
         uint32_t slot = base + cache->hands[set];

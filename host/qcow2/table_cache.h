@@ -52,8 +52,8 @@ struct table_cache_shadow {
 struct table_cache {
     struct table_cache_shadow *shadows; /* NULL: the words are private, nothing survives */
     uint32_t slice_bytes, slice_words;
-    uint32_t nb_sets;
-    uint64_t *keys; /* nb_sets * TABLE_CACHE_WAYS */
+    uint32_t nb_sets; /* a power of two */
+    uint64_t *keys;   /* nb_sets * TABLE_CACHE_WAYS */
     struct table_cache_slot *slots;
     uint64_t *words;
     size_t words_bytes;
@@ -61,7 +61,7 @@ struct table_cache {
     uint32_t dirty_first, dirty_last, nb_dirty;
 };
 
-/* Room for at least SLICES slices of SLICE_BYTES. 0 or -ENOMEM. */
+/* Room for SLICES slices of SLICE_BYTES, rounded down to a power of two, at least 32. 0 or -ENOMEM. */
 int table_cache_init(struct table_cache *cache, uint32_t slice_bytes, uint64_t slices);
 void table_cache_destroy(struct table_cache *cache);
 
@@ -89,7 +89,7 @@ struct table_cache_read {
 static inline bool table_cache_read_begin(const struct table_cache *cache, uint64_t key,
                                           struct table_cache_read *read)
 {
-    uint32_t base = (uint32_t)(key % cache->nb_sets) * TABLE_CACHE_WAYS;
+    uint32_t base = (uint32_t)(key & (cache->nb_sets - 1)) * TABLE_CACHE_WAYS;
     for (uint32_t i = 0; i < TABLE_CACHE_WAYS; i++) {
         if (__atomic_load_n(&cache->keys[base + i], __ATOMIC_RELAXED) != key)
             continue;
