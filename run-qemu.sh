@@ -16,8 +16,9 @@ usage: ./run-qemu.sh [OPTION...] [-- QEMU-OPTION...]
 Boots a guest program on a virtio disk in QEMU, prints what it says, and exits with its verdict.
 
   --arch=x86_64|aarch64|riscv64  the guest's machine                                  (x86_64)
-  --app=selftest|bench|shell|litmus  the program that boots                           (selftest)
-  --device=ringside|qemu         who is the disk: ringside-blk over vhost-user, or QEMU's own device (ringside)
+  --app=selftest|bench|shell|litmus|endure  the program that boots                    (selftest)
+  --device=ringside|qemu|none    who is the disk: ringside-blk over vhost-user, QEMU's own device, or whatever
+                                 the options behind -- name                           (ringside)
   --transport=pci|mmio           how the guest reaches it                             (pci)
   --ring=split|packed            the ring's layout                                    (split)
   --queues=N                     queues, and CPUs up to 8                             (2)
@@ -105,8 +106,8 @@ while [ $# -gt 0 ]; do
 done
 
 one_of --arch "$arch" x86_64 aarch64 riscv64
-one_of --app "$app" selftest bench shell litmus
-one_of --device "$device" ringside qemu
+one_of --app "$app" selftest bench shell litmus endure
+one_of --device "$device" ringside qemu none
 one_of --transport "$transport" pci mmio
 one_of --ring "$ring" split packed
 one_of --accel "$accel" tcg kvm auto
@@ -119,8 +120,8 @@ if [ -z "$timeout" ]; then
 fi
 number --timeout "$timeout" 0 999999999
 [ -z "$gdb" ] || timeout=0
-if [ -n "$trace" ] && [ "$device" = qemu ]; then
-    die "--trace=$trace: only ringside-blk records traces; leave out --device=qemu"
+if [ -n "$trace" ] && [ "$device" != ringside ]; then
+    die "--trace=$trace: only ringside-blk records traces; leave out --device=$device"
 fi
 if [ "$accel" = kvm ] && [ "$arch" != x86_64 ]; then
     die "--accel=kvm: the $arch guest ends by semihosting or a test device, which run under tcg only"
@@ -137,7 +138,7 @@ else
     "$top/.ci/packages" build qemu || exit 1
     goals=("build/guest/$arch/$app.elf")
     [ "$arch" != x86_64 ] || [ "$accel" != auto ] || goals+=("build/guest/$arch/selftest.elf")
-    [ "$device" = qemu ] || goals+=(build/bin/ringside-blk)
+    [ "$device" != ringside ] || goals+=(build/bin/ringside-blk)
     make -s -C "$top" -j"$(nproc)" "${goals[@]}" >&2 || fail "the build failed"
 fi
 elf=$build/guest/$arch/$app.elf
@@ -167,7 +168,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 143' TERM INT HUP
 
-if [ -z "$image" ]; then
+if [ -z "$image" ] && [ "$device" != none ]; then
     image=$build/demo/$app.qcow2
     if [ ! -e "$image" ] && [ -z "$dry_run" ]; then
         mkdir -p "$build/demo"
@@ -175,7 +176,7 @@ if [ -z "$image" ]; then
         echo "$me: made the image $image" >&2
     fi
 fi
-if [ -z "$dry_run" ]; then
+if [ -z "$dry_run" ] && [ "$device" != none ]; then
     [ -f "$image" ] || [ -b "$image" ] || fail "$image: no such image"
     [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
 fi
@@ -239,7 +240,7 @@ device_command=()
 if [ "$device" = qemu ]; then
     command+=(-blockdev "driver=$format,node-name=disk,discard=unmap,read-only=$([ -n "$read_only" ] && echo on || echo off),file.driver=file,file.filename=${image//,/,,}"
         -device "virtio-blk$suffix,drive=disk,serial=qemu-disk,$properties")
-else
+elif [ "$device" = ringside ]; then
     device_command=("$build/bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--blk-file=$image" "--num-queues=$queues"
         "--queue-size=$queue_size" --serial=ringside-disk)
     [ -z "$read_only" ] || device_command+=(--read-only)

@@ -1,7 +1,7 @@
 # The guest half: libvblk.a for each architecture, newlib, and the programs that boot.
 
 GUEST_ARCHES := x86_64 aarch64 riscv64
-GUEST_APPS   := selftest bench shell litmus
+GUEST_APPS   := selftest bench shell litmus endure
 
 GUEST_CROSS_x86_64  := $(if $(filter x86_64,$(HOST_ARCH)),,x86_64-linux-gnu-)
 GUEST_CROSS_aarch64 := $(if $(filter aarch64,$(HOST_ARCH)),,aarch64-linux-gnu-)
