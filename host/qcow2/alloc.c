@@ -193,6 +193,7 @@ int coroutine_fn qcow2_co_extend_file(struct qcow2 *s, uint64_t bytes)
         if (ret == 0) {
             __atomic_store_n(&s->file_bytes, ahead, __ATOMIC_RELEASE);
             survivor_grew(s);
+            survivor_touch(s);
         }
         co_queue_wake_all(&s->extend_waiters);
     }

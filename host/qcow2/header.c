@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "host/qcow2/bitmap.h"
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 #define AT(field) offsetof(struct qcow2_header, field)
 
@@ -482,6 +482,7 @@ static void put_fields(const struct qcow2 *s, struct qcow2_header *h)
  * then OLD is put back, and if that fails as well nothing can be trusted any more. */
 static int coroutine_fn co_replace_header(struct qcow2 *s, const void *new, const void *old, uint64_t bytes)
 {
+    survivor_touch(s);
     int ret = node_co_pwrite(s->node->file, 0, new, bytes, 0);
     if (ret == 0)
         ret = node_co_flush(s->node->file);

@@ -17,7 +17,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 
 /* What may wait for the next flush of the guest. */
 #define FREED_RUNS_MAX  65536u
@@ -164,8 +164,10 @@ static void coroutine_fn co_release_run(struct qcow2 *s, struct qcow2_free_run r
             while (n < run.count && qcow2_co_refcount_get(s, run.cluster + n, &refcount) == 0 &&
                    refcount == 1)
                 n++;
-            if (n)
+            if (n) {
                 (void)node_co_pdiscard(s->node->file, run.cluster << s->cluster_bits, n << s->cluster_bits);
+                survivor_touch(s);
+            }
         }
         if (!n)
             n = run.punch && s->discard_down ? 1 : run.count;

@@ -9,17 +9,22 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#define MAGIC     "RINGSIDE-QCOW2-1"
+#define MAGIC     "RINGSIDE-QCOW2-2"
 #define LOG_MAX   16384u
 #define SLOTS_MAX (1u << 26)
+/* So much later than the last time in the head may the image have been written by us: a request had passed
+ * survivor_touch and was on its way to the kernel when the process was killed. */
+#define SLACK_SECONDS 2u
 
 struct log_record {
     uint64_t index; /* the highest bit: refcount table */
@@ -44,6 +49,7 @@ struct head {
         file_bytes; /* atomic; the image file is at least as long, or it is another's under the same inode */
     uint32_t log_count; /* atomic */
     uint32_t log_lost;  /* it was full: what is here is not all */
+    uint64_t written;   /* atomic; seconds since the epoch: when we were last at writing to the image */
 };
 
 struct survivor {
@@ -315,6 +321,44 @@ static int coroutine_fn co_write_leftover(const struct leftover *o, unsigned *sl
     return ret;
 }
 
+static uint64_t seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return (uint64_t)now.tv_sec;
+}
+
+/* Has anybody written to the image since? Data that is written in place leaves the tables as they were, and
+ * what is left here may be a discard of it: so the file's own time decides. */
+static bool image_is_newer(const struct qcow2 *s, const struct head *head)
+{
+    const struct host_file *image = s->node->file->host;
+    struct stat st;
+    return stat(image->path, &st) < 0 || st.st_dev != image->device || st.st_ino != image->inode ||
+           st.st_mtim.tv_sec < 0 || (uint64_t)st.st_mtim.tv_sec > head->written + SLACK_SECONDS;
+}
+
+static bool anything_left(const struct leftover *o)
+{
+    for (int p = 0; p < 2; p++) {
+        const struct part *part = p ? &o->head->ref : &o->head->l2;
+        const struct table_cache_shadow *shadows = part_shadows(o, part);
+        for (uint32_t i = 0; i < part->slots; i++) {
+            if (shadows[i].marks)
+                return true;
+        }
+    }
+    return o->log_count || o->head->log_lost;
+}
+
+/* What is written back is our own doing, should this process be killed meanwhile as well. */
+static void note_recovery(const struct survivor *v)
+{
+    uint64_t now = seconds_now();
+    ssize_t n = pwrite(v->fd, &now, sizeof(now), offsetof(struct head, written));
+    (void)n; /* then what is left is not used a second time */
+}
+
 static int coroutine_fn co_recover_from(struct qcow2 *s, const struct head *head, struct error *err)
 {
     struct leftover o = {.s = s, .head = head};
@@ -327,13 +371,19 @@ static int coroutine_fn co_recover_from(struct qcow2 *s, const struct head *head
     o.disk = malloc(largest);
     if (!o.disk)
         return error_set(err, -ENOMEM, "out of memory");
-    int ret = head->log_lost ? -ESTALE : co_verify_log(&o);
+    if (!anything_left(&o)) {
+        free(o.disk);
+        return 0;
+    }
+    int ret = head->log_lost || image_is_newer(s, head) ? -ESTALE : co_verify_log(&o);
     if (ret == 0)
         ret = co_verify_part(&o, true);
     if (ret == 0)
         ret = co_verify_part(&o, false);
     if (ret == 0) {
+        note_recovery(s->survivor);
         ret = co_write_leftover(&o, &slices);
+        note_recovery(s->survivor);
         if (ret == 0 && (slices || o.log_count))
             log_message(
                 "'%s': the last process was killed: %u metadata slices and %u table entries that it left in "
@@ -357,7 +407,8 @@ int coroutine_fn survivor_co_recover(struct qcow2 *s, const char *dir, struct er
 {
     struct stat st;
     int ret = 0;
-    if (!s->node->file->host)
+    /* A block device does not say when it was written to. */
+    if (!s->node->file->host || !S_ISREG(s->node->file->host->mode))
         return 0;
     s->survivor = survivor_open(s->node->file->host, dir);
     if (!s->survivor || fstat(s->survivor->fd, &st) < 0 || st.st_size < (off_t)sizeof(struct head))
@@ -407,6 +458,7 @@ void survivor_start(struct qcow2 *s)
     plan.device = s->node->file->host->device;
     plan.inode = s->node->file->host->inode;
     plan.file_bytes = s->file_bytes;
+    plan.written = seconds_now();
     memcpy(plan.magic, MAGIC, 16);
 
     int ret = ftruncate(v->fd, 0) < 0 || ftruncate(v->fd, (off_t)at) < 0
@@ -450,6 +502,16 @@ void survivor_grew(struct qcow2 *s)
 {
     if (s->survivor && s->survivor->head)
         __atomic_store_n(&s->survivor->head->file_bytes, s->file_bytes, __ATOMIC_RELEASE);
+}
+
+void survivor_touch(struct qcow2 *s)
+{
+    struct survivor *v = s->survivor;
+    if (!v || !v->head)
+        return;
+    uint64_t now = seconds_now();
+    if (__atomic_load_n(&v->head->written, __ATOMIC_RELAXED) != now)
+        __atomic_store_n(&v->head->written, now, __ATOMIC_RELAXED);
 }
 
 void survivor_clean(struct qcow2 *s)

@@ -8,8 +8,10 @@
  * memory, which the next open of the image finds, writes back in the usual order, and removes.
  *
  * What always holds: the file is believed only by the user who owns it, in the same boot of the machine, for
- * the same image; and only if every slice that it would write is in the image as this process last left it.
- * If somebody else has changed the image in between, nothing of the file is used. Entries are stored word by
+ * the same image; and only if nobody has written to the image since, as far as its time of modification says,
+ * and every slice that it would write is in the image as this process last left it. If somebody else has
+ * changed the image in between, nothing of the file is used (so a block device, which has no such time, has
+ * no such file). Entries are stored word by
  * word in an order that is safe to be cut anywhere: a kill may leak clusters and no more.
  *
  * Private to host/qcow2. Coroutine context for _co_.
@@ -34,6 +36,9 @@ void survivor_log(struct qcow2 *s, bool reftable, uint64_t index, uint64_t old, 
 
 /* [lock] The image file has become larger. */
 void survivor_grew(struct qcow2 *s);
+
+/* The image file is about to be written to, or was just now. Any thread, any context. */
+void survivor_touch(struct qcow2 *s);
 
 /* [lock] Nothing is newer than the image. */
 void survivor_clean(struct qcow2 *s);

@@ -18,7 +18,7 @@
 
 #include "host/qcow2/bitmap.h"
 #include "host/qcow2/crypto.h"
-#include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 #include "host/runtime/trace.h"
 
 #define ZEROES_BYTES 65536u
@@ -104,11 +104,14 @@ int coroutine_fn qcow2_co_writer_begin(struct qcow2 *s)
     int broken = qcow2_io_error(s);
     if (broken)
         qcow2_co_writer_end(s);
+    else
+        survivor_touch(s);
     return broken;
 }
 
 void coroutine_fn qcow2_co_writer_end(struct qcow2 *s)
 {
+    survivor_touch(s);
     __atomic_fetch_sub(&s->writers, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&s->quiesced, __ATOMIC_SEQ_CST)) {
         qcow2_lock(s);

@@ -309,8 +309,10 @@ static int coroutine_fn co_run(struct qcow2 *s, bool durable, bool frees)
         }
     }
     bool more = anything;
+    survivor_touch(s);
     while (ret == 0 && more)
         ret = co_one_round(s, &rounds, gen, &more);
+    survivor_touch(s);
     if (ret == 0 && durable)
         ret = co_barrier(s);
 

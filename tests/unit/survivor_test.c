@@ -1,0 +1,192 @@
+/*
+ * What a killed process has left (host/qcow2/survivor.h) and an image that somebody else has used since. Data
+ * that was written in place changes no table; only the file's time tells of it. Every step is a process.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "host/block/node.h"
+#include "host/qcow2/qcow2.h"
+#include "host/runtime/loop.h"
+
+#define CLUSTER 65536u
+
+static char dir[] = "/tmp/survivor_test.XXXXXX";
+static char image[64];
+static bool survives;
+static uint8_t seen;
+
+static void check(bool ok, const char *what)
+{
+    if (ok)
+        return;
+    fprintf(stderr, "%s failed\n", what);
+    _exit(1);
+}
+
+static struct node *co_open(void)
+{
+    struct open_options options = {.format = "qcow2", .survive_dir = survives ? dir : NULL};
+    struct node *node = NULL;
+    struct error err = {""};
+
+    check(node_co_open(image, &options, &node, &err) == 0, err.text);
+    return node;
+}
+
+static void co_write(struct node *node, int fill)
+{
+    uint8_t *buffer = node_buffer(node, CLUSTER);
+
+    memset(buffer, fill, CLUSTER);
+    check(node_co_pwrite(node, 0, buffer, CLUSTER, 0) == 0, "writing");
+    free(buffer);
+}
+
+static uint8_t co_read(struct node *node)
+{
+    uint8_t *buffer = node_buffer(node, CLUSTER), first;
+
+    check(node_co_pread(node, 0, buffer, CLUSTER) == 0, "reading");
+    first = buffer[0];
+    for (unsigned i = 0; i < CLUSTER; i++)
+        check(buffer[i] == first, "one value in all of the cluster");
+    free(buffer);
+    return first;
+}
+
+static void creates(void *arg)
+{
+    struct qcow2_create_options options = {.size = 64 * CLUSTER, .cluster_bytes = CLUSTER};
+    struct error err = {""};
+
+    check(qcow2_co_create(image, &options, &err) == 0, err.text);
+}
+
+/* A flushed write, then a discard that is not flushed. */
+static void discards_and_dies(void *arg)
+{
+    struct node *node = co_open();
+
+    co_write(node, 'a');
+    check(node_co_flush(node) == 0, "flushing");
+    check(node_co_pdiscard(node, 0, CLUSTER) == 0, "discarding");
+    _exit(0);
+}
+
+static void writes_in_place(void *arg)
+{
+    struct node *node = co_open();
+
+    check(co_read(node) == 'a', "the discard being lost");
+    co_write(node, 'b');
+    check(node_co_close(node) == 0, "closing");
+}
+
+static void looks(void *arg)
+{
+    struct node *node = co_open();
+
+    seen = co_read(node);
+    check(node_co_close(node) == 0, "closing");
+}
+
+/* STEP in a process of its own; returns what it has seen. */
+static uint8_t run(void (*step)(void *), bool with_survivor)
+{
+    int status, ends[2];
+    uint8_t result = 0;
+    pid_t pid;
+
+    assert_int_equal(pipe(ends), 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct loop *loop = loop_create("step", NULL);
+
+        survives = with_survivor;
+        check(loop && loop_run_coroutine(loop, step, NULL) == 0, "a coroutine");
+        check(write(ends[1], &seen, 1) == 1, "telling");
+        _exit(0);
+    }
+    close(ends[1]);
+    if (read(ends[0], &result, 1) < 0)
+        result = 0xff;
+    close(ends[0]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    return result;
+}
+
+/* As if all that was done to the image until now had been done that much later. */
+static void make_newer(time_t seconds)
+{
+    struct timespec times[2];
+    struct stat st;
+
+    assert_int_equal(stat(image, &st), 0);
+    times[0] = times[1] = st.st_mtim;
+    times[1].tv_sec += seconds;
+    assert_int_equal(utimensat(AT_FDCWD, image, times, 0), 0);
+}
+
+static int begin(void **state)
+{
+    strcpy(dir, "/tmp/survivor_test.XXXXXX");
+    if (!mkdtemp(dir))
+        return -1;
+    snprintf(image, sizeof(image), "%s/image", dir);
+    run(creates, false);
+    return 0;
+}
+
+static int end(void **state)
+{
+    char command[128];
+
+    snprintf(command, sizeof(command), "rm -rf '%s'", dir);
+    return system(command);
+}
+
+static void a_discard_outlives_its_process(void **state)
+{
+    run(discards_and_dies, true);
+    assert_int_equal(run(looks, true), 0);
+}
+
+static void it_does_not_take_what_somebody_wrote_since(void **state)
+{
+    run(discards_and_dies, true);
+    run(writes_in_place, false);
+    make_newer(60);
+    assert_int_equal(run(looks, true), 'b');
+}
+
+static void nor_what_a_backup_brought_back(void **state)
+{
+    run(discards_and_dies, true);
+    make_newer(60);
+    assert_int_equal(run(looks, true), 'a');
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_discard_outlives_its_process, begin, end),
+        cmocka_unit_test_setup_teardown(it_does_not_take_what_somebody_wrote_since, begin, end),
+        cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
