@@ -226,6 +226,7 @@ bool vblk_interrupts_on(struct vblk *disk, unsigned queue)
     q = &disk->queues[queue];
     if (q->finished || !queue_enter(q))
         return true;
+    q->polls_per_watch = 1; /* who asks is about to sleep, and no spinner: the next poll looks at the clock */
     if (queue_ready(q))
         pending = disk->poll_only ? q->oldest != NONE16 : vq_interrupts_on(&q->vq);
     else
