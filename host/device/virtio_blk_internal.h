@@ -56,6 +56,7 @@ struct virtio_blk_request {
     bool busy;
     bool again;                /* was taken before a restart */
     bool done;                 /* IN_ORDER: finished, waits for older ones */
+    bool left;                 /* IN_ORDER: not finished, the inflight region keeps it */
     bool issuing, issued_done; /* ranges: a completion inside the call that submits */
     int range_result;
     union request_block *merged_block; /* head of a merged request: the joined segments */
@@ -104,6 +105,7 @@ struct virtio_blk_queue {
     bool handling;
     bool stalled; /* fetching waits for a completion */
     bool in_order;
+    bool order_ends; /* IN_ORDER: one was left: what comes after it can't be used any more */
     bool read_only;
     bool merging;
     unsigned in_flight; /* popped, not pushed */

@@ -110,7 +110,7 @@ static struct virtio_blk_request *request_take(struct virtio_blk_queue *queue,
     request->id = chain->id;
     request->num_descs = chain->num_descs;
     if (queue->in_order) {
-        request->done = false;
+        request->done = request->left = false;
         queue->order[(queue->order_head + queue->order_count++) & (VIRTQUEUE_MAX_SIZE - 1)] = slot;
     }
     queue->in_flight++;
@@ -311,7 +311,8 @@ static void request_put(struct virtio_blk_queue *queue, struct virtio_blk_reques
 }
 
 /* IN_ORDER (2.7.9, 2.8.8): the oldest that are done are used, in batches. The driver takes all but the last
- * of a batch as used completely, so one that was not must be the last. */
+ * of a batch as used completely, so one that was not must be the last. Behind one that was left to the
+ * inflight region nothing can be used, done or not: whoever takes the ring up does it again. */
 static void push_in_order(struct virtio_blk_queue *queue)
 {
     unsigned buffers = 0, places = 0;
@@ -320,10 +321,15 @@ static void push_in_order(struct virtio_blk_queue *queue)
         struct virtio_blk_request *request = &queue->requests[queue->order[queue->order_head]];
         struct virtio_blk_request *next = NULL;
 
-        if (!request->done)
+        if (!request->done && !request->left)
             break;
         queue->order_head = (queue->order_head + 1) & (VIRTQUEUE_MAX_SIZE - 1);
         queue->order_count--;
+        queue->order_ends |= request->left;
+        if (queue->order_ends) {
+            request_put(queue, request);
+            continue;
+        }
         if (queue->order_count > 0)
             next = &queue->requests[queue->order[queue->order_head]];
         buffers++;
@@ -340,7 +346,12 @@ static void push_in_order(struct virtio_blk_queue *queue)
 
 void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_request *request)
 {
-    request_put(queue, request);
+    if (queue->in_order) {
+        request->left = true;
+        loop_defer(queue->loop, &queue->flush);
+    } else {
+        request_put(queue, request);
+    }
 }
 
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
@@ -604,7 +615,7 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->log = (struct dirty_log){setup->log, setup->log_bytes};
     queue->log_used = setup->log_used;
     queue->log_used_addr.value = setup->log_used_addr;
-    queue->broken = queue->polling = queue->handling = queue->stalled = false;
+    queue->broken = queue->polling = queue->handling = queue->stalled = queue->order_ends = false;
     queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = queue->num_used = 0;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
@@ -655,6 +666,8 @@ static void control_stop(void *opaque)
     loop_bh_cancel(&queue->again);
     loop_bh_cancel(&queue->resume);
     virtio_blk_queue_drop_parked(queue);
+    if (block_at_hand(queue)) /* those that are left to the inflight region end no stall by completing */
+        queue->stalled = false;
     loop_timer_cancel(&queue->repoll);
     virtio_blk_handle_queue(queue);
     queue_try_finish_stop(queue);

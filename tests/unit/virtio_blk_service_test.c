@@ -195,6 +195,38 @@ static void a_queue_that_stops_does_not_wait_for_parked_requests(void **state)
     }
 }
 
+/* IN_ORDER: what was done behind a parked request can't be used before it, and must not hold up the stop. */
+static void a_queue_in_order_does_not_wait_either(void **state)
+{
+    struct rig_request requests[3];
+    size_t bytes = ring_inflight_bytes(*state, 64);
+
+    start(state, (struct rig_options){.no_start = true,
+                                      .features = VIRTIO_BIT(VIRTIO_F_IN_ORDER),
+                                      .device = {.write_error = VIRTIO_BLK_STOP}});
+    rig.setup[0].inflight = ptr(rig_alloc(bytes, 64));
+    rig.setup[0].inflight_bytes = bytes;
+    assert_int_equal(rig_start(0), 0);
+    fake.error = -ENOSPC;
+    fake.fail_offset = 8 * 512;
+    fake.fail_bytes = 512;
+    for (unsigned i = 0; i < 3; i++)
+        requests[i] = rig_request(0, VIRTIO_BLK_T_OUT, i * 8, rig_alloc(512, 512), 512, false);
+    rig_kick(0);
+    assert_int_equal(used(), 1);
+    rig_stop(0);
+    assert_int_equal(used(), 0);
+    fake.error = 0;
+    fake.num_calls = 0;
+    assert_int_equal(rig_start(0), 0);
+    rig_settle();
+    assert_int_equal(fake.num_calls, 2);
+    assert_int_equal(used(), 2);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(rig_status(requests[i].status), 0);
+    rig_fini();
+}
+
 /* ---- the dirty log ---- */
 
 static bool dirty(const uint8_t *log, uint64_t addr)
@@ -417,6 +449,7 @@ int main(void)
         BOTH(everything_can_be_stopped_and_resumed),
         BOTH(a_second_range_that_fails_is_tried_again_alone),
         BOTH(a_queue_that_stops_does_not_wait_for_parked_requests),
+        BOTH(a_queue_in_order_does_not_wait_either),
         BOTH(written_pages_are_logged),
         BOTH(a_log_that_is_too_short_is_not_overrun),
         cmocka_unit_test(pages_are_counted_right),
