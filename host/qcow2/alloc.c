@@ -167,10 +167,11 @@ void coroutine_fn qcow2_co_unalloc(struct qcow2 *s, uint64_t host, uint64_t coun
 }
 
 /* How far ahead of need the file is made longer: appending is then overwriting, which need not wait for the
- * inode. */
+ * inode. Each time everything in flight has to end first, so it is done seldom; what is not used is cut off
+ * at close. */
 static uint64_t step_ahead(const struct qcow2 *s)
 {
-    return min_u64(max_u64(s->file_bytes / 8, 1u << 20), 64u << 20);
+    return min_u64(max_u64(s->file_bytes / 3, 4u << 20), 256u << 20);
 }
 
 int coroutine_fn qcow2_co_extend_file(struct qcow2 *s, uint64_t bytes)

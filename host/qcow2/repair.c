@@ -255,6 +255,8 @@ int coroutine_fn check_co_rebuild(struct check *check)
         return ret;
     }
     qcow2_lock(s);
+    while (s->wb_running) /* which remembers places in the old arrays */
+        co_queue_wait(&s->wb_waiters, &s->lock);
     free(s->reftable);
     free(s->reftable_dirty);
     s->reftable = table;

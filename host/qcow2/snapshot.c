@@ -502,6 +502,8 @@ static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entrie
     for (uint32_t i = 0; i < entries; i++)
         l1[i] &= ~QCOW2_COPIED;
     qcow2_lock(s);
+    while (s->wb_running) /* which remembers places in the old arrays */
+        co_queue_wait(&s->wb_waiters, &s->lock);
     __atomic_store_n(&s->l1, l1, __ATOMIC_RELEASE);
     __atomic_store_n(&s->l1_size, entries, __ATOMIC_RELEASE);
     s->retired[s->nb_retired++] = old;
