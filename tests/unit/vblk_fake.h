@@ -69,6 +69,7 @@ struct fake_chain {
     uint64_t sector;
     uint8_t *status;
     uint32_t used_len; /* after fake_execute */
+    uint32_t sum;      /* of its descriptors when it was taken */
 };
 
 struct fake_queue {
@@ -108,6 +109,7 @@ struct fake {
     bool stuck_status;      /* a reset does nothing */
     bool gone;              /* everything reads as ones */
     bool stuck_queue_reset; /* never done */
+    bool tampers;           /* writes into descriptors itself */
     bool no_notify;         /* asks not to be kicked */
     bool no_avail_event_update;
     unsigned reset_delay; /* status reads until it is 0 */

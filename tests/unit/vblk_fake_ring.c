@@ -240,6 +240,37 @@ static struct fake_chain *packed_next(struct fake *fake, unsigned queue)
     return chain;
 }
 
+static uint32_t add_bytes(uint32_t sum, const void *mem, size_t n)
+{
+    const uint8_t *at = mem;
+
+    while (n--)
+        sum = (sum ^ *at++) * 16777619u;
+    return sum;
+}
+
+/* A sum over the descriptors of a chain, its table among them. */
+static uint32_t chain_sum(struct fake *fake, const struct fake_chain *chain)
+{
+    const struct fake_queue *q = &fake->queue[chain->queue];
+    bool packed = fake_has(fake, VIRTIO_F_RING_PACKED);
+    const struct virtq_desc *ring =
+        (const void *)fake_desc(fake, chain->queue); /* 16 bytes each in both formats */
+    unsigned at = packed ? chain->slot : chain->id, i;
+    uint32_t sum = 2166136261u;
+
+    for (i = 0; i < chain->ndesc && at < q->setup.size; i++) {
+        sum = add_bytes(sum, &ring[at], sizeof(ring[at]));
+        if (chain->indirect) {
+            const uint8_t *table = fake_at(fake, le64_get(ring[at].addr), le32_get(ring[at].len));
+            if (table)
+                sum = add_bytes(sum, table, le32_get(ring[at].len));
+        }
+        at = packed ? (at + 1) % q->setup.size : le16_get(ring[at].next);
+    }
+    return sum;
+}
+
 static void take_header(struct fake *fake, struct fake_chain *chain)
 {
     const struct fake_seg *last = chain->nsegs ? &chain->segs[chain->nsegs - 1] : NULL;
@@ -274,6 +305,8 @@ struct fake_chain *fake_next(struct fake *fake, unsigned queue)
         q->chains++;
         q->in_flight++;
         take_header(fake, chain);
+        if (!fake->tampers)
+            chain->sum = chain_sum(fake, chain);
     }
     return chain;
 }
@@ -559,6 +592,9 @@ void fake_use(struct fake *fake, const struct fake_chain *chain, uint32_t len)
 {
     if (fake->queue[chain->queue].in_flight)
         fake->queue[chain->queue].in_flight--;
+    if (fake->queue[chain->queue].enabled && !fake->gone && !fake->tampers &&
+        chain_sum(fake, chain) != chain->sum)
+        fake_fault(fake, "checklist 104/105/147: descriptors of a chain in flight were changed");
     fake_use_raw(fake, chain->queue, chain->id, len, chain->ndesc);
 }
 

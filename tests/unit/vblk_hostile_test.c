@@ -220,6 +220,7 @@ static void what_the_device_can_write_is_not_read_back(void **state)
     for (unsigned layout = 0; layout < 8; layout++) {
         struct fake *fake = start(0, layout);
         struct fake_chain *chains[INFLIGHT];
+        fake->tampers = true;
         for (unsigned round = 0; round < 50; round++) {
             fake->on_chain = keep;
             submit_reads(fake, INFLIGHT);
@@ -302,7 +303,7 @@ static void a_lost_interrupt_costs_a_slice(void **state)
     }
 }
 
-/* H11: a lost kick: kicked again at half the deadline, and that was all */
+/* H11, checklist 107: a lost kick: kicked again at half the deadline, and that was all */
 static void a_lost_kick_is_repeated(void **state)
 {
     for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++) {

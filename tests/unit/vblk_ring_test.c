@@ -176,7 +176,7 @@ static void packed_kick_window(void **state)
                 }
 }
 
-/* checklist 82-85 in the driver's view, 87, 88, 123: IN_ORDER devices answer in batches of any size, by one
+/* checklist 87, 88, 123: IN_ORDER devices answer in batches of any size, by one
  * entry */
 static void in_order_batches(void **state)
 {

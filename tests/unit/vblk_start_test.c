@@ -102,7 +102,8 @@ static void accepted_is_within_offered_for_any_subset(void **state)
     }
 }
 
-/* checklist 12, 14, 193, 249, 255, 256, 260: all 64 bits offered; taken are those that are implemented */
+/* checklist 12, 14, 193, 249, 255, 256, 260, 291: all 64 bits offered; taken are those that are implemented
+ */
 static void unknown_bits_are_left_alone(void **state)
 {
     struct fake *fake = fake_new(UINT64_MAX, 1024);
@@ -231,7 +232,8 @@ static void the_generation_guards_the_configuration(void **state)
     fake_stop(fake);
 }
 
-/* checklist 28: any size of configuration space that holds the capacity */
+/* checklist 28: any size of configuration space that holds the capacity. 264: each field's offset and width
+ * are the fake's table */
 static void configuration_spaces_of_any_size(void **state)
 {
     static const unsigned sizes[] = {8, 12, 20, 24, 34, 36, 60, 96, 4096};

@@ -475,7 +475,7 @@ struct mmio {
     bool device_selected, driver_selected;
     uint64_t driver_features;
     unsigned accesses;
-    bool page_size_set;
+    bool page_size_set, stuck_ready;
     struct {
         uint32_t size, align, pfn;
         uint64_t desc, driver, device;
@@ -518,7 +518,7 @@ static uint32_t mmio_read(void *ctx, unsigned at, unsigned width)
         break;
     case 0x044:
         if (!legacy)
-            return mmio->queue[q].ready;
+            return mmio->queue[q].ready || mmio->stuck_ready;
         break;
     case 0x060:
         isr = mmio->isr | mmio->fake->isr;
@@ -774,7 +774,8 @@ static void every_transport_carries_requests(void **state)
         }
 }
 
-/* Recovery over every transport: queue reset where it is carried, device reset elsewhere */
+/* Recovery over every transport: queue reset where it is carried (checklist 192, 243: done when the register
+ * says so), device reset elsewhere */
 static void every_transport_recovers(void **state)
 {
     for (unsigned kind = 0; kind < KINDS; kind++)
@@ -785,7 +786,12 @@ static void every_transport_recovers(void **state)
             rig_start(&rig, kind, F(BLK_F_MQ) | (ring_reset ? F(F_RING_RESET) : 0), 0);
             assert_int_equal(vblk_read(rig.disk, 0, 0, buf, 512), 0);
             fake_use_raw(rig.fake, 0, 77, 1, 1);
+            rig.fake->queue_reset_delay = 7;
             vblk_poll(rig.disk, 0);
+            if (modern && ring_reset) {
+                assert_int_equal(rig.fake->queue_reset_delay, 0);
+                assert_int_equal(fake_count(rig.fake, EV_QUEUE_IS_RESET), 8);
+            }
             assert_int_equal(rig.fake->resets, modern && ring_reset ? 1 : 2);
             assert_int_equal(vblk_read(rig.disk, 0, 0, buf, 512), 0);
             assert_int_equal(vblk_read(rig.disk, 1, 0, buf, 512), 0);
@@ -818,7 +824,8 @@ static void odd_but_legal_capability_lists(void **state)
         add_virtio_cap(pci, 0, BAR_MEM, 0, 64); /* reserved types */
         add_virtio_cap(pci, 6, BAR_MEM, 0, 64);
         add_virtio_cap(pci, 255, BAR_MEM, 0, 64);
-        add_virtio_cap(pci, 1, 6, 0, 64); /* reserved bars */
+        add_virtio_cap(pci, 9, BAR_MEM, 0, 64); /* vendor data: nothing of ours (checklist 207) */
+        add_virtio_cap(pci, 1, 6, 0, 64);       /* reserved bars */
         add_virtio_cap(pci, 2, 255, 0, 64);
         add_all_caps(pci);
         assert_int_equal(modern_init(pci), 0);
@@ -992,6 +999,29 @@ static void mmio_devices_that_are_not_ours(void **state)
     }
 }
 
+/* checklist 246: a queue that is ready already is somebody else's; one of size 0 is not there */
+static void mmio_queues_that_can_not_be_had(void **state)
+{
+    for (unsigned absent = 0; absent < 2; absent++) {
+        struct vblk_config config = {.queue_size = 16, .deadline_ns = 1000000};
+        struct fake *fake = fake_new(0, 100);
+        struct mmio *mmio = mmio_new(fake, 2);
+        uint8_t *memory = aligned_alloc(64, (vblk_memory_bytes(&config) + 63) & ~(size_t)63);
+
+        mmio->stuck_ready = !absent;
+        if (absent)
+            fake->queue[0].size_max = 0;
+        assert_int_equal(vtr_mmio_init(&mmio->transport, &mmio->access, 0x200), 0);
+        assert_int_equal(vblk_start(&fake->vblk, memory, vblk_memory_bytes(&config), &mmio->transport.vtr,
+                                    &fake->platform, &config),
+                         absent ? -VBLK_ENODEV : -VBLK_EBUSY);
+        assert_int_equal(fake_count(fake, EV_QUEUE_ENABLE), 0);
+        fake_stop(fake);
+        free(mmio);
+        free(memory);
+    }
+}
+
 /* checklist 241: bits that mean nothing are not acknowledged, and mean nothing */
 static void undefined_mmio_interrupts(void **state)
 {
@@ -1024,11 +1054,17 @@ static void direct_access(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_transport_carries_requests), cmocka_unit_test(every_transport_recovers),
-        cmocka_unit_test(odd_but_legal_capability_lists),   cmocka_unit_test(hostile_capability_lists),
-        cmocka_unit_test(notify_positions_are_checked),     cmocka_unit_test(refused_vectors_mean_polling),
-        cmocka_unit_test(bus_mastering_is_the_last_resort), cmocka_unit_test(mmio_devices_that_are_not_ours),
-        cmocka_unit_test(undefined_mmio_interrupts),        cmocka_unit_test(direct_access),
+        cmocka_unit_test(every_transport_carries_requests),
+        cmocka_unit_test(every_transport_recovers),
+        cmocka_unit_test(odd_but_legal_capability_lists),
+        cmocka_unit_test(hostile_capability_lists),
+        cmocka_unit_test(notify_positions_are_checked),
+        cmocka_unit_test(refused_vectors_mean_polling),
+        cmocka_unit_test(bus_mastering_is_the_last_resort),
+        cmocka_unit_test(mmio_devices_that_are_not_ours),
+        cmocka_unit_test(mmio_queues_that_can_not_be_had),
+        cmocka_unit_test(undefined_mmio_interrupts),
+        cmocka_unit_test(direct_access),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
