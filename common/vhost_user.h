@@ -155,6 +155,26 @@ struct vhost_user_inflight {
     uint16_t queue_size;
 };
 
+/* A translation of I/O virtual addresses, asked for, given or taken back */
+struct vhost_user_iotlb {
+    uint64_t iova;
+    uint64_t size;
+    uint64_t user_addr;
+    uint8_t permissions;
+    uint8_t type;
+    uint8_t padding[6];
+};
+
+#define VHOST_USER_IOTLB_READ  1u
+#define VHOST_USER_IOTLB_WRITE 2u
+
+#define VHOST_USER_IOTLB_MISS       1u
+#define VHOST_USER_IOTLB_UPDATE     2u
+#define VHOST_USER_IOTLB_INVALIDATE 3u
+#define VHOST_USER_IOTLB_FAIL       4u
+
+_Static_assert(sizeof(struct vhost_user_iotlb) == 32, "vhost-user: IOTLB message");
+
 union vhost_user_payload {
     uint64_t u64;
     struct vhost_user_memory memory;
@@ -164,6 +184,7 @@ union vhost_user_payload {
     struct vhost_user_vring_addr addr;
     struct vhost_user_config config;
     struct vhost_user_inflight inflight;
+    struct vhost_user_iotlb iotlb;
 };
 
 _Static_assert(sizeof(struct vhost_user_header) == 12, "vhost-user: header");

@@ -22,7 +22,7 @@
 struct program_options {
     const char *socket_path;
     unsigned fd;
-    bool fd_given, once, sandbox, handover;
+    bool fd_given, once, sandbox, handover, iommu;
     const char *trace, *control;
     bool print_capabilities, help, version;
 };
@@ -57,6 +57,7 @@ static const struct cmd_option program_option_rows[] = {
     {"fd", "N", "or: an open socket, listening or connected", CMD_CALL, .set = set_fd},
     {"once", NULL, "end when the first front end has left (default: wait for the next)", CMD_FLAG, AT(once)},
     {"handover", NULL, "for live migration on shared storage: the image is written out and unlocked while no ring is served, and locked and read anew before one is", CMD_FLAG, AT(handover)},
+    {"iommu", NULL, "offer ACCESS_PLATFORM: the guest's addresses are translated by the front end's IOMMU", CMD_FLAG, AT(iommu)},
     {"control", "PATH", "a control socket, made here: JSON, a line a command ({\"command\": \"help\"} lists them)", CMD_STRING, AT(control)},
     {"trace", "FILE", "record what happens to every request, a line a step", CMD_STRING, AT(trace)},
     {"sandbox", "on|off", "give up what is not needed before the first byte of a front end is read (default on)", CMD_ON_OFF, AT(sandbox)},
@@ -234,6 +235,7 @@ static int serve(struct program *p, struct error *err)
         .queue_size_max = p->device_options.device.queue_size_max,
         .queue_loops = p->device->queue_loops,
         .queue_loop_count = p->device->queue_loop_count,
+        .iommu = p->options.iommu,
         .once = p->options.once,
         .co_take = p->options.handover ? take_image : NULL,
         .co_hand_on = p->options.handover ? hand_image_on : NULL,

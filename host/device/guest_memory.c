@@ -81,6 +81,24 @@ int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, u
     return 0;
 }
 
+bool guest_memory_missing(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, bool writable,
+                          uint64_t *missing)
+{
+    while (memory->translated && bytes > 0) {
+        const struct guest_region *region = guest_memory_find(memory, addr);
+        if (!region || (writable && region->read_only)) {
+            *missing = addr.value;
+            return true;
+        }
+        uint64_t here = region->bytes - (addr.value - region->guest_addr);
+        if (here > bytes)
+            here = bytes;
+        addr.value += here;
+        bytes -= here;
+    }
+    return false;
+}
+
 void *guest_memory_pointer(const struct guest_memory *memory, guest_addr addr, uint64_t bytes)
 {
     const struct guest_region *region = guest_memory_find(memory, addr);

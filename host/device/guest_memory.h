@@ -24,7 +24,8 @@ struct guest_region {
     uint64_t guest_addr; /* first guest-physical (or IOVA) address */
     uint64_t user_addr;  /* the front end's address of the same byte: rings are named in this space */
     uint64_t bytes;
-    uint8_t *host; /* where it is mapped here */
+    uint8_t *host;  /* where it is mapped here */
+    bool read_only; /* of a translated table: not for the device to write to */
     /* owner's: */
     void *mapping;
     size_t mapping_bytes;
@@ -35,6 +36,9 @@ struct guest_region {
 
 struct guest_memory {
     unsigned count;
+    /* The addresses are I/O virtual ones (ACCESS_PLATFORM): one that is not here may be had by asking for it.
+     */
+    bool translated;
     struct guest_region regions[GUEST_REGIONS_MAX]; /* sorted by guest_addr, not overlapping */
 };
 
@@ -49,6 +53,12 @@ const struct guest_region *guest_memory_find(const struct guest_memory *memory, 
  * MAX. On error *NIOV is as before. */
 int guest_memory_translate(const struct guest_memory *memory, guest_addr addr, uint64_t bytes,
                            struct iovec *iov, unsigned *niov, unsigned max);
+
+/* Why a range of a translated table can't be used: *MISSING is the first address of it that is not there, or
+ * is not for the device to write to (WRITABLE). False: all of it is there, or the table is no translated one.
+ */
+bool guest_memory_missing(const struct guest_memory *memory, guest_addr addr, uint64_t bytes, bool writable,
+                          uint64_t *missing);
 
 /* One contiguous piece, or NULL. */
 void *guest_memory_pointer(const struct guest_memory *memory, guest_addr addr, uint64_t bytes);

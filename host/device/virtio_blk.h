@@ -84,8 +84,11 @@ int virtio_blk_config_write(struct virtio_blk *device, uint32_t offset, const vo
 struct virtio_blk_events {
     void (*config_changed)(void *opaque); /* capacity and the like: announce it */
     void (*needs_reset)(void *opaque, unsigned queue,
-                        const char *why);                     /* a ring is broken; WHY for the log */
-    void (*interrupt)(void *opaque, unsigned queue);          /* instead of call_fd, where that is -1 */
+                        const char *why);            /* a ring is broken; WHY for the log */
+    void (*interrupt)(void *opaque, unsigned queue); /* instead of call_fd, where that is -1 */
+    /* A request names IOVA, which the queue's memory (a translated table) does not have, for writing or
+     * reading. The queue waits: stop it and start it again with a table that has it. */
+    void (*iova_missing)(void *opaque, unsigned queue, uint64_t iova, bool writable);
     void (*stopped)(void *opaque, unsigned queue, int error); /* the error policy parked a request */
     void *opaque;
 };
@@ -105,6 +108,8 @@ struct virtio_blk_queue_setup {
     unsigned size; /* split: power of two; packed: any; <= queue_size_max */
     bool packed;
     const struct guest_memory *memory;
+    const struct guest_memory
+        *log_memory; /* by guest-physical addresses, for the dirty log; NULL: MEMORY is */
     /* Pointers into MEMORY, checked by the transport for length and alignment. Split: descriptor table,
      * available ring, used ring; packed: descriptor ring, driver event, device event. */
     void *desc, *driver, *device;

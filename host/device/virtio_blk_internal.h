@@ -129,8 +129,9 @@ struct virtio_blk_queue {
     struct dirty_log log;
     bool log_used;
     guest_addr log_used_addr;
-    const struct guest_memory *memory;
-    struct loop_timer repoll; /* no_kicks */
+    const struct guest_memory *memory; /* for the dirty log */
+    bool awaits_translation;           /* nothing is taken before the queue is started anew */
+    struct loop_timer repoll;          /* no_kicks */
     uint64_t repoll_ns;
     struct loop_timer coalesce;
     unsigned num_used;  /* finished since used entries were last published */

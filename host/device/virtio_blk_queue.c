@@ -143,6 +143,19 @@ static void note_taken(struct virtio_blk_queue *queue, struct virtio_blk_request
         ring_inflight_split_popped(&queue->inflight, request->entry = request->id);
 }
 
+/* The chain that was looked at stays where it is: in the ring, or AGAIN among those to be taken up again. */
+static void await_translation(struct virtio_blk_queue *queue, bool again)
+{
+    const struct virtio_blk_events *events = &queue->device->events;
+
+    queue->vq.missing = false;
+    queue->resubmitted -= again;
+    queue->awaits_translation = true;
+    if (events->iova_missing)
+        events->iova_missing(events->opaque, queue->index, queue->vq.missing_addr,
+                             queue->vq.missing_writable);
+}
+
 /* Takes what is there, at most HANDLE_MAX; false when the ring was found empty or can't be read on. */
 static bool fetch(struct virtio_blk_queue *queue)
 {
@@ -162,6 +175,10 @@ static bool fetch(struct virtio_blk_queue *queue)
         result = next_chain(queue, &chain);
         if (result == 0)
             break;
+        if (result < 0 && queue->vq.missing) {
+            await_translation(queue, again);
+            break;
+        }
         if (result < 0) {
             virtio_blk_queue_break(queue, queue->vq.why);
             break;
@@ -203,7 +220,8 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
 {
     bool more;
 
-    if (queue->state == QUEUE_STOPPED || queue->broken || queue->handling || queue->stalled)
+    if (queue->state == QUEUE_STOPPED || queue->broken || queue->handling || queue->stalled ||
+        queue->awaits_translation)
         return;
     if (queue->state == QUEUE_STOPPING && queue->resubmitted == queue->inflight.num_requests)
         return;
@@ -218,7 +236,8 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
         virtqueue_set_notification(&queue->vq, false);
     for (;;) {
         more = fetch(queue);
-        if (more || queue->broken || queue->stalled || queue->polling || queue->state != QUEUE_RUNNING)
+        if (more || queue->broken || queue->stalled || queue->polling || queue->awaits_translation ||
+            queue->state != QUEUE_RUNNING)
             break;
         virtqueue_set_notification(&queue->vq, true);
         if (!virtqueue_has_more(&queue->vq))
@@ -258,7 +277,7 @@ static bool on_poll(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
 
-    return !queue->stalled && !queue->broken && virtqueue_has_more(&queue->vq);
+    return !queue->stalled && !queue->broken && !queue->awaits_translation && virtqueue_has_more(&queue->vq);
 }
 
 static void on_poll_begin(void *opaque)
@@ -611,7 +630,8 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->loop = loop;
     queue->again.loop = queue->resume.loop = loop;
     queue->parked = NULL;
-    queue->memory = setup->memory;
+    queue->memory = setup->log_memory ? setup->log_memory : setup->memory;
+    queue->awaits_translation = false;
     queue->log = (struct dirty_log){setup->log, setup->log_bytes};
     queue->log_used = setup->log_used;
     queue->log_used_addr.value = setup->log_used_addr;
@@ -645,7 +665,7 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
 static void queue_try_finish_stop(struct virtio_blk_queue *queue)
 {
     if (queue->in_flight > 0 || queue->flush.queued ||
-        (queue->resubmitted < queue->inflight.num_requests && !queue->broken))
+        (queue->resubmitted < queue->inflight.num_requests && !queue->broken && !queue->awaits_translation))
         return;
     loop_timer_cancel(&queue->coalesce);
     if (queue->coalesced > 0)

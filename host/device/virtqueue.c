@@ -82,6 +82,14 @@ uint16_t virtqueue_last_used_idx(const struct virtqueue *vq)
     return vq->split.used_idx;
 }
 
+int virtq_outside(struct virtqueue *vq, uint64_t addr, uint64_t bytes, bool writable, const char *why)
+{
+    vq->missing = guest_memory_missing(vq->memory, (guest_addr){addr}, bytes, writable, &vq->missing_addr);
+    vq->missing_writable = writable;
+    vq->why = why;
+    return -EPROTO;
+}
+
 int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,
                          bool writable)
 {
@@ -94,13 +102,16 @@ int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64
     }
     if (len == 0)
         return 0;
+    if (__builtin_expect(vq->memory->translated, 0) &&
+        guest_memory_missing(vq->memory, (guest_addr){addr}, len, writable, &vq->missing_addr))
+        goto outside;
     if (!chain->too_long) {
         result = guest_memory_translate(vq->memory, (guest_addr){addr}, len, vq->iov, &n, VIRTQ_IOV_MAX);
         if (result == -ENOBUFS)
             chain->too_long = true;
         else if (result < 0)
             goto outside;
-        else
+        else if (!vq->memory->translated) /* else each segment is looked up, for what it may do */
             vq->last_region = guest_memory_find(vq->memory, (guest_addr){addr});
     }
     if (chain->too_long) {
@@ -137,6 +148,5 @@ int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64
     return 0;
 
 outside:
-    vq->why = "a descriptor names memory outside the guest's";
-    return -EPROTO;
+    return virtq_outside(vq, addr, len, writable, "a descriptor names memory outside the guest's");
 }

@@ -47,6 +47,9 @@ struct virtqueue {
     uint16_t size, mask;                    /* mask: split only */
     bool packed, event_idx, indirect;
     bool notify_wanted; /* what the driver was told last */
+    /* The last pop failed (the position is unchanged) for want of the translation of this address. */
+    bool missing, missing_writable;
+    uint64_t missing_addr;
     union {
         struct {
             struct virtq_desc *desc;
@@ -171,6 +174,10 @@ static inline void virtq_chain_begin(struct virtq_chain *chain, uint16_t id)
 {
     *chain = (struct virtq_chain){.id = id, .num_descs = 1};
 }
+
+/* What to return for a range that is not in memory: -EPROTO, with WHY put down, or the missing translation.
+ */
+int virtq_outside(struct virtqueue *vq, uint64_t addr, uint64_t bytes, bool writable, const char *why);
 
 /* The general case of virtq_chain_add. */
 int virtq_chain_add_slow(struct virtqueue *vq, struct virtq_chain *chain, uint64_t addr, uint32_t len,

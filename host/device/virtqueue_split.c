@@ -75,10 +75,8 @@ static int walk_table(struct virtqueue *vq, struct virtq_chain *chain, uint64_t 
         if (table)
             read.words = virtq_load_words(table + (size_t)at * sizeof(struct virtq_desc));
         else if (guest_memory_read(vq->memory, (guest_addr){addr + (uint64_t)at * sizeof(struct virtq_desc)},
-                                   &read, sizeof(read)) < 0) {
-            vq->why = "an indirect table lies outside the guest's memory";
-            return -EPROTO;
-        }
+                                   &read, sizeof(read)) < 0)
+            return virtq_outside(vq, addr, len, false, "an indirect table lies outside the guest's memory");
         flags = le16_get(read.desc.flags);
         if (__builtin_expect(vq->audit != NULL, 0))
             audit_desc(vq->audit, true, flags, le32_get(read.desc.len), le16_get(read.desc.next), at);

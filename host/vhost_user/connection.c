@@ -34,6 +34,7 @@ void connection_destroy(struct vhost_user_connection *c)
     connection_set_backend_fd(c, -1);
     rings_close_fds(c);
     memory_table_free(c->memory);
+    free(c->iotlb);
     shared_mapping_close(&c->log);
     shared_mapping_close(&c->inflight);
     channel_close(&c->channel);
@@ -76,8 +77,7 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t 
                   : 0;
     if (ret < 0)
         log_message("connection ended: %s", err.text[0] ? err.text : strerror(-ret));
-    rings_pause(c);
-    rings_hand_on(c);
+    rings_stop(c);
     if (c->features_set)
         virtio_blk_reset(c->options->device);
     return ret >= 0;

@@ -25,7 +25,7 @@
 
 /* What the server adds to the device's own feature bits, and what it can't carry */
 #define SERVER_FEATURES     (VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VIRTIO_BIT(VHOST_F_LOG_ALL))
-#define SERVER_FEATURES_OFF (VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) | VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA))
+#define SERVER_FEATURES_OFF VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA)
 
 struct vring {
     bool started, enabled;
@@ -36,6 +36,11 @@ struct vring {
     uint32_t base; /* as in SET_VRING_BASE: 16 bits for a split ring, twice 16 for a packed one */
     struct vhost_user_vring_addr addr;
     int kick_fd, call_fd, err_fd; /* -1: none */
+    /* A translation that was asked for, or has to be when the channel has room. A question is not asked
+     * twice: answered late, it would be about another mapping at the same address. */
+    bool miss_pending, miss_asked; /* to be sent; sent and not answered */
+    uint64_t miss_iova;
+    uint8_t miss_permissions;
 };
 
 struct vhost_user_connection {
@@ -51,6 +56,7 @@ struct vhost_user_connection {
     uint32_t memory_broken; /* set by sigbus_guard: a mapped file was cut short */
 
     struct guest_memory *memory;
+    struct guest_memory *iotlb; /* what is known of I/O virtual addresses; NULL unless ACCESS_PLATFORM */
     struct shared_mapping log;
     struct shared_mapping inflight;
     uint16_t inflight_queues, inflight_queue_size;
@@ -74,6 +80,17 @@ void connection_cancel(struct vhost_user_connection *connection);
 
 /* backend_channel.c: "the configuration has changed", to the front end. Control loop. */
 void connection_send_config_change(struct vhost_user_connection *connection);
+/* "Where is IOVA?", for ring INDEX. Control loop. */
+void connection_send_iotlb_miss(struct vhost_user_connection *connection, unsigned index, uint64_t iova,
+                                bool writable);
+
+/* iotlb.c. Does the negotiated set of features want translation? Then there is a table. 0 or -ENOMEM. */
+int iotlb_enable(struct vhost_user_connection *connection, bool on, struct error *err);
+/* Rings are paused: nothing is known any more. */
+void iotlb_forget(struct vhost_user_connection *connection);
+/* The place of a ring's part. NULL with *MISSING: a translation has to be asked for; else there is none. */
+void *iotlb_ring_part(const struct vhost_user_connection *connection, uint64_t iova, uint64_t bytes,
+                      bool writable, uint64_t *missing);
 void connection_set_backend_fd(struct vhost_user_connection *connection, int fd);
 
 /* The device gave up ring INDEX. Control loop. */
@@ -89,6 +106,8 @@ void coroutine_fn ring_pause(struct vhost_user_connection *connection, unsigned 
 bool rings_run(const struct vhost_user_connection *connection); /* any of them? */
 /* Back to how a connection begins, but for positions, call and error descriptors. */
 void coroutine_fn rings_reset(struct vhost_user_connection *connection);
+/* At the connection's end. */
+void coroutine_fn rings_stop(struct vhost_user_connection *connection);
 void rings_close_fds(struct vhost_user_connection *connection);
 
 /* The table of messages (message_table.c) */
@@ -132,7 +151,7 @@ message_handler handle_get_features, handle_set_features, handle_set_owner, hand
     handle_get_protocol_features, handle_set_protocol_features, handle_get_queue_num, handle_get_config,
     handle_set_config, handle_set_backend_req_fd, handle_reset_device, handle_set_status, handle_get_status;
 message_handler handle_set_mem_table, handle_get_max_mem_slots, handle_add_mem_reg, handle_rem_mem_reg,
-    handle_set_log_base, handle_set_log_fd, handle_get_inflight_fd, handle_set_inflight_fd;
+    handle_iotlb_msg, handle_set_log_base, handle_set_log_fd, handle_get_inflight_fd, handle_set_inflight_fd;
 message_handler handle_set_vring_num, handle_set_vring_addr, handle_set_vring_base, handle_get_vring_base,
     handle_set_vring_kick, handle_set_vring_call, handle_set_vring_err, handle_set_vring_enable;
 

@@ -16,7 +16,8 @@ static void reply_u64(struct vhost_user_message *reply, uint64_t value)
 
 static uint64_t connection_features(const struct vhost_user_connection *c)
 {
-    return (virtio_blk_device_features(c->options->device) & ~SERVER_FEATURES_OFF) | SERVER_FEATURES;
+    uint64_t off = SERVER_FEATURES_OFF | (c->options->iommu ? 0 : VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM));
+    return (virtio_blk_device_features(c->options->device) & ~off) | SERVER_FEATURES;
 }
 
 uint64_t connection_protocol_features(const struct vhost_user_connection *c)
@@ -52,6 +53,9 @@ int coroutine_fn handle_set_features(struct vhost_user_connection *c, struct vho
         int ret = virtio_blk_set_features(c->options->device, device);
         if (ret < 0)
             return error_set(err, ret, "features 0x%" PRIx64 " contradict each other", device);
+        ret = iotlb_enable(c, device & VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM), err);
+        if (ret < 0)
+            return ret;
     }
     /* Rings are told about the dirty log when they are handed to the device. */
     if ((features ^ c->features) & VIRTIO_BIT(VHOST_F_LOG_ALL))
@@ -163,6 +167,7 @@ static void coroutine_fn device_reset(struct vhost_user_connection *c)
 {
     rings_reset(c);
     virtio_blk_reset(c->options->device);
+    iotlb_enable(c, false, NULL);
     c->features = 0;
     c->features_set = false;
     c->status = 0;

@@ -35,6 +35,7 @@ const struct message_rule message_rules[VHOST_USER_REQUEST_MAX] = {
     [VHOST_USER_GET_QUEUE_NUM] =        {"GET_QUEUE_NUM",         0, 0,        0, 0, MESSAGE_REPLIES, 0, handle_get_queue_num},
     [VHOST_USER_SET_VRING_ENABLE] =     {"SET_VRING_ENABLE",      STATE, STATE, 0, 0, MESSAGE_RING,   0, handle_set_vring_enable},
     [VHOST_USER_SET_BACKEND_REQ_FD] =   {"SET_BACKEND_REQ_FD",    0, U64,      1, 1, 0,               F(BACKEND_REQ), handle_set_backend_req_fd},
+    [VHOST_USER_IOTLB_MSG] =            {"IOTLB_MSG",             32, 32,      0, 0, MESSAGE_REPLIES, 0, handle_iotlb_msg},
     [VHOST_USER_GET_CONFIG] =           {"GET_CONFIG",            12, sizeof(struct vhost_user_config), 0, 0, MESSAGE_REPLIES, F(CONFIG), handle_get_config},
     [VHOST_USER_SET_CONFIG] =           {"SET_CONFIG",            13, sizeof(struct vhost_user_config), 0, 0, 0, F(CONFIG), handle_set_config},
     [VHOST_USER_GET_INFLIGHT_FD] =      {"GET_INFLIGHT_FD",       20, sizeof(struct vhost_user_inflight), 0, 0, MESSAGE_REPLIES, F(INFLIGHT_SHMFD), handle_get_inflight_fd},

@@ -53,20 +53,36 @@ void coroutine_fn rings_pause(struct vhost_user_connection *c)
         ring_pause(c, i);
 }
 
-/* One part of a ring: where it lies here, or NULL with ERR. */
-static void *ring_part(const struct vhost_user_connection *c, unsigned index, const char *part,
-                       uint64_t user_addr, uint64_t bytes, unsigned align, struct error *err)
+struct part {
+    const char *name;
+    uint64_t addr, bytes;
+    unsigned align;
+    bool writable;
+};
+
+/* Where it lies here. NULL with ERR; or with *MISS and no error: its translation has to be asked for. */
+static void *ring_part(const struct vhost_user_connection *c, unsigned index, const struct part *part,
+                       uint64_t *missing, bool *miss, struct error *err)
 {
-    if (user_addr % align != 0) {
-        error_set(err, -EINVAL, "ring %u: %s at 0x%" PRIx64 " is not aligned to %u", index, part, user_addr,
-                  align);
+    if (part->addr % part->align != 0) {
+        error_set(err, -EINVAL, "ring %u: %s at 0x%" PRIx64 " is not aligned to %u", index, part->name,
+                  part->addr, part->align);
         return NULL;
     }
-    void *p = guest_memory_user_pointer(c->memory, user_addr, bytes);
-    if (!p || (uintptr_t)p % align != 0) {
+    void *p;
+    if (c->iotlb) {
+        *missing = UINT64_MAX;
+        p = iotlb_ring_part(c, part->addr, part->bytes, part->writable, missing);
+        *miss = !p && *missing != UINT64_MAX;
+        if (*miss)
+            return NULL;
+    } else {
+        p = guest_memory_user_pointer(c->memory, part->addr, part->bytes);
+    }
+    if (!p || (uintptr_t)p % part->align != 0) {
         error_set(err, -EFAULT,
                   "ring %u: %s at 0x%" PRIx64 " (%" PRIu64 " bytes) does not lie in one memory region", index,
-                  part, user_addr, bytes);
+                  part->name, part->addr, part->bytes);
         return NULL;
     }
     return p;
@@ -98,7 +114,8 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
     struct virtio_blk_queue_setup setup = {
         .size = r->size,
         .packed = packed,
-        .memory = c->memory,
+        .memory = c->iotlb ? c->iotlb : c->memory,
+        .log_memory = c->memory,
         .last_avail_idx = (uint16_t)r->base,
         .last_used_idx = (uint16_t)(r->base >> 16),
         .kick_fd = r->kick_fd,
@@ -106,30 +123,29 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
         .call_fd = r->call_fd,
         .memory_broken = &c->memory_broken,
     };
-    uint64_t used_bytes;
-    if (packed) {
-        used_bytes = 16 * n; /* what the device writes of a packed ring is the descriptor ring */
-        setup.desc =
-            ring_part(c, index, "descriptor ring", r->addr.desc_user_addr, 16 * n, VIRTQ_DESC_ALIGN, err);
-        if (setup.desc)
-            setup.driver = ring_part(c, index, "driver event area", r->addr.avail_user_addr,
-                                     sizeof(struct virtq_packed_event), VIRTQ_PACKED_EVENT_ALIGN, err);
-        if (setup.driver)
-            setup.device = ring_part(c, index, "device event area", r->addr.used_user_addr,
-                                     sizeof(struct virtq_packed_event), VIRTQ_PACKED_EVENT_ALIGN, err);
-    } else {
-        used_bytes = VIRTQ_USED_BYTES(n);
-        setup.desc = ring_part(c, index, "descriptor table", r->addr.desc_user_addr, VIRTQ_DESC_BYTES(n),
-                               VIRTQ_DESC_ALIGN, err);
-        if (setup.desc)
-            setup.driver = ring_part(c, index, "available ring", r->addr.avail_user_addr,
-                                     VIRTQ_AVAIL_BYTES(n), VIRTQ_AVAIL_ALIGN, err);
-        if (setup.driver)
-            setup.device =
-                ring_part(c, index, "used ring", r->addr.used_user_addr, used_bytes, VIRTQ_USED_ALIGN, err);
+    const uint64_t used_bytes = packed ? 16 * n : VIRTQ_USED_BYTES(n); /* what is logged as written */
+    const struct part parts[2][3] = {
+        {{"descriptor table", r->addr.desc_user_addr, VIRTQ_DESC_BYTES(n), VIRTQ_DESC_ALIGN, false},
+         {"available ring", r->addr.avail_user_addr, VIRTQ_AVAIL_BYTES(n), VIRTQ_AVAIL_ALIGN, false},
+         {"used ring", r->addr.used_user_addr, VIRTQ_USED_BYTES(n), VIRTQ_USED_ALIGN, true}},
+        {{"descriptor ring", r->addr.desc_user_addr, 16 * n, VIRTQ_DESC_ALIGN, true},
+         {"driver event area", r->addr.avail_user_addr, sizeof(struct virtq_packed_event),
+          VIRTQ_PACKED_EVENT_ALIGN, false},
+         {"device event area", r->addr.used_user_addr, sizeof(struct virtq_packed_event),
+          VIRTQ_PACKED_EVENT_ALIGN, true}}};
+    void **const places[3] = {&setup.desc, &setup.driver, &setup.device};
+    for (unsigned i = 0; i < 3; i++) {
+        const struct part *part = &parts[packed][i];
+        bool miss = false;
+        uint64_t missing;
+        *places[i] = ring_part(c, index, part, &missing, &miss, err);
+        if (miss) {
+            connection_send_iotlb_miss(c, index, missing, part->writable);
+            return 0; /* it runs when the answer is there */
+        }
+        if (!*places[i])
+            return -EFAULT;
     }
-    if (!setup.device)
-        return -EFAULT;
 
     if ((c->features & VIRTIO_BIT(VHOST_F_LOG_ALL)) && c->log.data) {
         setup.log = c->log.data;
@@ -160,8 +176,12 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
 
 void coroutine_fn rings_hand_on(struct vhost_user_connection *c)
 {
-    if (!c->taken || rings_run(c))
+    if (!c->taken)
         return;
+    for (unsigned i = 0; i < c->options->num_queues; i++) {
+        if (c->rings[i].runs || ring_wanted(c, &c->rings[i]))
+            return;
+    }
     c->taken = false;
     if (c->options->co_hand_on)
         c->options->co_hand_on(c->options->opaque);
@@ -206,6 +226,14 @@ void coroutine_fn rings_reset(struct vhost_user_connection *c)
         fd_replace(&r->kick_fd, -1);
         *r = (struct vring){.base = r->base, .kick_fd = -1, .call_fd = r->call_fd, .err_fd = r->err_fd};
     }
+    rings_hand_on(c);
+}
+
+void coroutine_fn rings_stop(struct vhost_user_connection *c)
+{
+    rings_pause(c);
+    for (unsigned i = 0; i < c->options->num_queues; i++)
+        c->rings[i].started = false;
     rings_hand_on(c);
 }
 

@@ -30,7 +30,11 @@ struct vhost_user_server {
     struct loop_bh stopped_bh, events_bh, resume_bh;
 
     /* From the queues' loops: their partner is server_events, which exchanges them for 0. */
-    uint64_t broken_rings, parked_rings;
+    uint64_t broken_rings, parked_rings, missing_rings;
+    struct {
+        uint64_t iova; /* of the ring's miss; written before its bit is set */
+        bool writable;
+    } missing[VIRTIO_BLK_QUEUES_MAX];
     int parked_error;
     uint32_t config_changed;
 
@@ -140,8 +144,15 @@ static void server_events(void *opaque)
         if (parked & 1)
             s->options.parked(s->options.opaque, i, __atomic_load_n(&s->parked_error, __ATOMIC_RELAXED));
     }
+    uint64_t missing = __atomic_exchange_n(&s->missing_rings, 0, __ATOMIC_ACQUIRE);
     if (!s->connection)
         return;
+    for (unsigned i = 0; missing; i++, missing >>= 1) {
+        if (missing & 1)
+            connection_send_iotlb_miss(s->connection, i,
+                                       __atomic_load_n(&s->missing[i].iova, __ATOMIC_RELAXED),
+                                       __atomic_load_n(&s->missing[i].writable, __ATOMIC_RELAXED));
+    }
     for (unsigned i = 0; broken; i++, broken >>= 1) {
         if (broken & 1)
             connection_ring_broken(s->connection, i);
@@ -162,6 +173,16 @@ static void device_needs_reset(void *opaque, unsigned queue, const char *why)
     struct vhost_user_server *s = opaque;
     log_message("ring %u is broken: %s", queue, why);
     __atomic_fetch_or(&s->broken_rings, 1ull << queue, __ATOMIC_RELEASE);
+    loop_bh_schedule(&s->events_bh);
+}
+
+/* A ring waits after a miss. One that was started anew meanwhile may put its own in this one's place. */
+static void device_iova_missing(void *opaque, unsigned queue, uint64_t iova, bool writable)
+{
+    struct vhost_user_server *s = opaque;
+    __atomic_store_n(&s->missing[queue].iova, iova, __ATOMIC_RELAXED);
+    __atomic_store_n(&s->missing[queue].writable, writable, __ATOMIC_RELAXED);
+    __atomic_fetch_or(&s->missing_rings, 1ull << queue, __ATOMIC_RELEASE);
     loop_bh_schedule(&s->events_bh);
 }
 
@@ -202,6 +223,7 @@ static struct vhost_user_server *server_create(const struct vhost_user_server_op
     }
     struct virtio_blk_events events = {.config_changed = device_config_changed,
                                        .needs_reset = device_needs_reset,
+                                       .iova_missing = device_iova_missing,
                                        .stopped = device_parked,
                                        .opaque = s};
     virtio_blk_set_events(options->device, &events);

@@ -25,7 +25,8 @@ struct vhost_user_server_options {
     unsigned queue_size_max;   /* of the device */
     struct loop **queue_loops; /* queue q is served by queue_loops[q % count] */
     unsigned queue_loop_count;
-    bool once; /* stop after the first front end has left */
+    bool iommu; /* offer ACCESS_PLATFORM: addresses are translated by the front end (IOTLB) */
+    bool once;  /* stop after the first front end has left */
     /* Called before the first ring is served and after the last one was given back, to take the image over
      * from another process and hand it on: NULL for an image that stays here. An error of co_take ends the
      * connection. Coroutines on the control loop. */

@@ -30,6 +30,7 @@ static int coroutine_fn memory_replace(struct vhost_user_connection *c, struct g
 {
     struct guest_memory *old = c->memory;
     rings_pause(c);
+    iotlb_forget(c);
     c->memory = table;
     for (unsigned i = 0; i < old->count; i++) {
         bool kept = false;

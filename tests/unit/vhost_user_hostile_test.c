@@ -71,6 +71,7 @@ static const uint32_t requests[] = {
     VHOST_USER_RESET_DEVICE,
     VHOST_USER_GET_MAX_MEM_SLOTS,
     VHOST_USER_ADD_MEM_REG,
+    VHOST_USER_IOTLB_MSG,
     VHOST_USER_REM_MEM_REG,
     VHOST_USER_SET_STATUS,
     VHOST_USER_GET_STATUS,
@@ -90,6 +91,8 @@ static uint32_t usual_size(uint32_t request)
     case VHOST_USER_GET_CONFIG:
     case VHOST_USER_SET_CONFIG:
         return 12 + below(257);
+    case VHOST_USER_IOTLB_MSG:
+        return 32;
     case VHOST_USER_GET_INFLIGHT_FD:
     case VHOST_USER_SET_INFLIGHT_FD:
         return 24;
@@ -170,6 +173,13 @@ static void fill_payload(uint32_t request, union vhost_user_payload *p, struct c
     case VHOST_USER_GET_INFLIGHT_FD:
         p->inflight = (struct vhost_user_inflight){
             .mmap_size = below(3) ? GUEST_BYTES : number(g), .num_queues = QUEUES, .queue_size = 64};
+        break;
+    case VHOST_USER_IOTLB_MSG:
+        p->iotlb = (struct vhost_user_iotlb){.iova = number(g),
+                                             .size = below(2) ? 4096u << below(4) : number(g),
+                                             .user_addr = guest_user(g, 4096 * below(256)),
+                                             .permissions = (uint8_t)below(4),
+                                             .type = (uint8_t)(below(8) ? 2 + below(2) : below(256))};
         break;
     case VHOST_USER_SET_LOG_BASE:
         p->log = (struct vhost_user_log){.mmap_size = below(2) ? 8 : 1 << 15, .mmap_offset = 0};
@@ -303,6 +313,16 @@ static void hostile_case(uint64_t seed)
         fd = front_end_running(&g);
         if (below(2))
             read_works(&g);
+        if (below(4) == 0) {
+            /* The same with translated addresses. */
+            client_send_u64(fd, VHOST_USER_SET_STATUS, 0);
+            client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                            FEATURES_USED | VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+                                VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+            guest_send_ring(&g, fd, 0, g.avail_idx);
+            client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+            client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+        }
     }
     unsigned steps = 1 + below(25);
     for (unsigned i = 0; i < steps && swallow(fd); i++) {

@@ -94,6 +94,7 @@ static inline void *rig_main(void *arg)
                                                 .queue_size_max = 256,
                                                 .queue_loops = queue_loops,
                                                 .queue_loop_count = 2,
+                                                .iommu = true,
                                                 .stopped = rig_stopped};
     rig.server = vhost_user_server_listen(rig.path, &options, &err);
     assert_non_null(rig.server);

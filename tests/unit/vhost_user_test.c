@@ -12,7 +12,7 @@ static void features_are_the_devices_and_the_servers_own(void **state)
     uint64_t features = client_ask_u64(fd, VHOST_USER_GET_FEATURES);
     assert_true(features & VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
     assert_true(features & VIRTIO_BIT(VIRTIO_F_VERSION_1));
-    assert_false(features & VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM));
+    assert_false(features & VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA)); /* an eventfd carries none */
     assert_int_equal(client_ask_u64(fd, VHOST_USER_GET_QUEUE_NUM), QUEUES);
     client_send_u64(fd, VHOST_USER_SET_FEATURES, features | 1ull << 63);
     assert_true(client_ended(fd));
@@ -592,6 +592,120 @@ static void a_ring_with_nothing_in_it_costs_nothing(void **state)
     server_is_well();
 }
 
+/* ---- translated addresses (ACCESS_PLATFORM) ---- */
+
+/* Memory lies at guest address 0 and I/O virtual address GUEST_PHYSICAL. */
+static int64_t translate(int fd, const struct client_guest *g, uint32_t type, uint64_t iova, uint64_t size,
+                         uint8_t permissions)
+{
+    struct client_message reply;
+    struct vhost_user_iotlb iotlb = {.iova = iova,
+                                     .size = size,
+                                     .user_addr = guest_user(g, 0) + (iova - GUEST_PHYSICAL),
+                                     .permissions = permissions,
+                                     .type = type};
+    client_send(fd, VHOST_USER_IOTLB_MSG, &iotlb, sizeof iotlb, NULL, 0);
+    if (client_receive(fd, &reply) != 1 || reply.header.request != VHOST_USER_IOTLB_MSG)
+        return -1;
+    return (int64_t)reply.payload.u64;
+}
+
+/* Answers questions, a page each, until used->idx is IDX; returns how many there were. */
+static unsigned answer_until_used(int fd, int channel, struct client_guest *g, uint16_t idx)
+{
+    unsigned answered = 0;
+    for (int i = 0; i < 5000 && !guest_wait_used(g, 0, idx, 0); i++) {
+        struct pollfd p = {.fd = channel, .events = POLLIN};
+        struct client_message miss;
+        if (poll(&p, 1, 1) <= 0)
+            continue;
+        assert_int_equal(client_receive(channel, &miss), 1);
+        assert_int_equal(miss.header.request, VHOST_USER_BACKEND_IOTLB_MSG);
+        assert_int_equal(miss.header.size, sizeof(struct vhost_user_iotlb));
+        assert_int_equal(miss.payload.iotlb.type, VHOST_USER_IOTLB_MISS);
+        assert_true(miss.payload.iotlb.iova >= GUEST_PHYSICAL &&
+                    miss.payload.iotlb.iova < GUEST_PHYSICAL + GUEST_BYTES);
+        assert_int_equal(translate(fd, g, VHOST_USER_IOTLB_UPDATE, miss.payload.iotlb.iova & ~4095ull, 4096,
+                                   miss.payload.iotlb.permissions),
+                         0);
+        answered++;
+    }
+    assert_true(guest_wait_used(g, 0, idx, 0));
+    return answered;
+}
+
+static void translations_are_asked_for_given_and_taken_back(void **state)
+{
+    struct client_guest g;
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    int fd = front_end();
+    guest_open(&g);
+    client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                    FEATURES_USED | VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+                        VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+    assert_int_equal(client_acked(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[0], 1), 0);
+    close(pair[0]);
+    struct vhost_user_memory memory = {.num_regions = 1, .regions = {guest_region_of(&g)}};
+    memory.regions[0].guest_addr = 0;
+    client_send(fd, VHOST_USER_SET_MEM_TABLE, &memory, 8 + sizeof memory.regions[0], &g.fd, 1);
+    guest_send_ring(&g, fd, 0, 0);
+    struct vhost_user_vring_addr addr = guest_ring_addr(&g, 0);
+    addr.desc_user_addr += GUEST_PHYSICAL - guest_user(&g, 0);
+    addr.avail_user_addr += GUEST_PHYSICAL - guest_user(&g, 0);
+    addr.used_user_addr += GUEST_PHYSICAL - guest_user(&g, 0);
+    client_send(fd, VHOST_USER_SET_VRING_ADDR, &addr, sizeof addr, NULL, 0);
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+    client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+    guest_submit_read(&g, 0, 0);
+    /* The ring's three parts, and the request's page for reading, then for writing. */
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 1), 5);
+    assert_int_equal(guest_status(&g, 0), VIRTIO_BLK_S_OK);
+    /* Known now: nothing is asked. */
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 2), 0);
+    /* One page taken back, then one that may only be read, then all of it. */
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_INVALIDATE, GUEST_PHYSICAL + GUEST_DATA, 4096, 0), 0);
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 3), 2);
+    assert_int_equal(
+        translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_DATA, 8192, VHOST_USER_IOTLB_READ),
+        0);
+    guest_submit_read(&g, 0, 1);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 4), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_INVALIDATE, 0, 0, 0), 0); /* all 2^64 */
+    guest_submit_read(&g, 0, 2);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 5), 5);
+    for (unsigned slot = 0; slot < 3; slot++)
+        assert_int_equal(guest_status(&g, slot), VIRTIO_BLK_S_OK);
+    /* Nonsense is refused, and the connection goes on. */
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_BYTES, 4096, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL, 0, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, ~0ull - 100, 4096, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL, 4096, 0), 1);
+    guest_submit_read(&g, 0, 2);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 6), 0);
+    /* Other memory: nothing is known any more. */
+    client_send(fd, VHOST_USER_SET_MEM_TABLE, &memory, 8 + sizeof memory.regions[0], &g.fd, 1);
+    assert_true(client_sync(fd));
+    guest_submit_read(&g, 0, 3);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, pair[1], &g, 7), 5);
+    assert_int_equal(get_vring_base(fd, 0), 7);
+    log_lines();
+    assert_int_equal(translate(fd, &g, 7, GUEST_PHYSICAL, 4096, 3), -1);
+    close(fd);
+    close(pair[1]);
+    guest_close(&g);
+    assert_int_equal(log_lines(), 1);
+    server_is_well();
+}
+
 /* ---- packed rings: what the messages mean for them ---- */
 
 static void the_base_of_a_packed_ring_has_two_positions(void **state)
@@ -676,7 +790,6 @@ static const struct bad_message bad_messages[] = {
     {"9 descriptors", VHOST_USER_SET_OWNER, 0, .nfds = 9, .fd_kind = FD_EVENT},
     {"60 descriptors", VHOST_USER_SET_OWNER, 0, .nfds = 60, .fd_kind = FD_EVENT},
     {"features not offered", VHOST_USER_SET_FEATURES, 8, .payload.u64 = 1ull << 63},
-    {"ACCESS_PLATFORM, which needs an IOTLB", VHOST_USER_SET_FEATURES, 8, .payload.u64 = 1ull << 33 | 1ull << 32},
     {"protocol features not offered", VHOST_USER_SET_PROTOCOL_FEATURES, 8, .payload.u64 = 1ull << VHOST_USER_PROTOCOL_F_XEN_MMAP},
     {"SET_VRING_NUM of ring 0xffff", VHOST_USER_SET_VRING_NUM, 8, .payload.state = {0xffff, 64}},
     {"SET_VRING_NUM of ring 4 of 4", VHOST_USER_SET_VRING_NUM, 8, .payload.state = {4, 64}},
@@ -751,7 +864,8 @@ static const struct bad_message bad_messages[] = {
     {"SET_STATUS 256", VHOST_USER_SET_STATUS, 8, .payload.u64 = 256},
     {"GET_STATUS with payload", VHOST_USER_GET_STATUS, 8},
     {"POSTCOPY_ADVISE, which was not offered", 28, 0},
-    {"IOTLB_MSG, which was not offered", VHOST_USER_IOTLB_MSG, 32},
+    {"IOTLB_MSG without ACCESS_PLATFORM", VHOST_USER_IOTLB_MSG, 32, .payload.iotlb = {.type = 2}},
+    {"IOTLB_MSG cut short", VHOST_USER_IOTLB_MSG, 24},
     {"VRING_KICK in band, which was not offered", VHOST_USER_VRING_KICK, 8},
 };
 /* clang-format on */
@@ -1004,6 +1118,7 @@ int main(void)
         cmocka_unit_test(a_change_of_capacity_is_announced_on_the_back_ends_channel),
         cmocka_unit_test(a_channel_that_nobody_reads_does_not_hold_up_the_device),
         cmocka_unit_test(a_ring_with_nothing_in_it_costs_nothing),
+        cmocka_unit_test(translations_are_asked_for_given_and_taken_back),
         cmocka_unit_test(the_base_of_a_packed_ring_has_two_positions),
         cmocka_unit_test(each_bad_message_ends_its_connection_with_one_sentence_and_leaks_nothing),
         cmocka_unit_test(each_bad_message_that_wants_an_answer_gets_one_that_says_no),
