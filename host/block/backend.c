@@ -37,6 +37,7 @@ struct blk_loop {
 struct blk {
     struct node *node;
     uint32_t write_through;
+    uint32_t hurried; /* how many times; atomic */
     struct inflight inflight;
     struct throttle throttle;
     struct blk_loop *loops[LOOPS_MAX];
@@ -197,8 +198,8 @@ static struct blk_request *parked_take(struct blk_loop *bl)
 
 /* ---- running a request ---- */
 
-/* Sleeps until the throttle lets REQUEST go. A drain waits for nobody's tokens, and limits that change hold
- * from then on. */
+/* Sleeps until the throttle lets REQUEST go. A drain, or who is in a hurry, waits for nobody's tokens, and
+ * limits that change hold from then on. */
 static void coroutine_fn wait_for_tokens(struct blk *blk, const struct blk_request *request)
 {
     struct throttle *throttle = &blk->throttle;
@@ -211,7 +212,8 @@ static void coroutine_fn wait_for_tokens(struct blk *blk, const struct blk_reque
         uint64_t go = throttle_reserve(throttle, request->op != BLK_READ, request->bytes, now);
         for (; now < go && __atomic_load_n(&throttle->active, __ATOMIC_ACQUIRE) == limits;
              now = world_now_ns()) {
-            if (__atomic_load_n(&blk->inflight.closed, __ATOMIC_ACQUIRE) != 0)
+            if (__atomic_load_n(&blk->inflight.closed, __ATOMIC_ACQUIRE) != 0 ||
+                __atomic_load_n(&blk->hurried, __ATOMIC_RELAXED) != 0)
                 return;
             co_sleep_ns(go - now < THROTTLE_SLICE_NS ? go - now : THROTTLE_SLICE_NS);
         }
@@ -418,6 +420,16 @@ void blk_drain_end(struct blk *blk)
         if (bl && __atomic_load_n(&bl->parked_count, __ATOMIC_SEQ_CST) > 0)
             loop_bh_schedule(&bl->unpark_bh);
     }
+}
+
+void blk_hurry_begin(struct blk *blk)
+{
+    __atomic_fetch_add(&blk->hurried, 1, __ATOMIC_RELAXED);
+}
+
+void blk_hurry_end(struct blk *blk)
+{
+    __atomic_fetch_sub(&blk->hurried, 1, __ATOMIC_RELAXED);
 }
 
 int coroutine_fn blk_co_inactivate(struct blk *blk)

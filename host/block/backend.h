@@ -69,6 +69,11 @@ void blk_aio_flush(struct blk *blk, struct blk_request *request);
 void coroutine_fn blk_co_drain_begin(struct blk *blk);
 void blk_drain_end(struct blk *blk);
 
+/* From _begin to _end nobody waits for the throttle: for who has to wait until some of the requests have
+ * ended, while others go on. Any thread. Nests. */
+void blk_hurry_begin(struct blk *blk);
+void blk_hurry_end(struct blk *blk);
+
 /* Write-back (true, default) or write-through: every write is durable before it completes. Any thread; holds
  * for requests submitted later. */
 void blk_set_write_cache(struct blk *blk, bool on);

@@ -699,8 +699,12 @@ void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned i
     struct virtio_blk_queue *queue = &device->queues[index];
 
     co_mutex_lock(&queue->control.lock);
-    if (queue->state != QUEUE_STOPPED)
+    if (queue->state != QUEUE_STOPPED) {
+        /* A full queue at a few requests a second would take minutes. */
+        blk_hurry_begin(device->blk);
         control_call(queue, control_stop);
+        blk_hurry_end(device->blk);
+    }
     if (last_avail_idx)
         *last_avail_idx = virtqueue_last_avail_idx(&queue->vq);
     if (last_used_idx)

@@ -525,6 +525,25 @@ static void a_drain_waits_for_no_tokens(void **state)
     down();
 }
 
+static void in_a_hurry_nobody_waits_for_tokens(void **state)
+{
+    static struct request requests[8];
+    struct throttle_config config;
+    memset(requests, 0, sizeof(requests));
+    up((struct fake_disk){0});
+    assert_int_equal(throttle_parse("bps=1", &config, NULL), 0);
+    blk_set_throttle(blk, &config);
+    for (unsigned i = 0; i < 7; i++)
+        submit_write(&requests[i], 512 * i);
+    loop_turn(loop, false);
+    assert_int_equal(blk_in_flight(blk), 6);
+    blk_hurry_begin(blk);
+    submit_write(&requests[7], 512 * 7);
+    turn_until(8);
+    blk_hurry_end(blk);
+    down();
+}
+
 static void limits_that_are_lifted_let_go_of_who_waits(void **state)
 {
     struct request requests[2] = {0};
@@ -563,6 +582,7 @@ int main(void)
         cmocka_unit_test(throttle_lists_are_checked),
         CASE(a_throttled_back_end_is_slower_and_right),
         CASE(a_drain_waits_for_no_tokens),
+        CASE(in_a_hurry_nobody_waits_for_tokens),
         CASE(limits_that_are_lifted_let_go_of_who_waits),
     };
     return cmocka_run_group_tests_name("block back end", tests, NULL, NULL);

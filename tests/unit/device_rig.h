@@ -44,6 +44,7 @@ static struct fake_blk {
     bool fail_flush;
     bool write_cache;
     unsigned merged, invalid, in_flight;
+    int hurried;
     void (*resized)(void *opaque);
     void *resized_opaque;
     struct blk_request *held[FAKE_CALLS_MAX];
@@ -154,6 +155,16 @@ uint64_t blk_length(const struct blk *blk)
 bool blk_read_only(const struct blk *blk)
 {
     return fake.read_only;
+}
+
+void blk_hurry_begin(struct blk *blk)
+{
+    fake.hurried++;
+}
+
+void blk_hurry_end(struct blk *blk)
+{
+    fake.hurried--;
 }
 
 void blk_set_write_cache(struct blk *blk, bool on)

@@ -195,6 +195,29 @@ static void a_queue_that_stops_does_not_wait_for_parked_requests(void **state)
     }
 }
 
+static void released_in_a_hurry(void *opaque)
+{
+    *(int *)opaque = fake.hurried;
+    fake_release_all();
+}
+
+static void a_stop_does_not_wait_for_the_throttle(void **state)
+{
+    int hurried = -1;
+    struct loop_timer timer = {.fire = released_in_a_hurry, .opaque = &hurried};
+
+    start(state, (struct rig_options){0});
+    fake.hold = true;
+    rig_request(0, VIRTIO_BLK_T_IN, 0, rig_alloc(512, 512), 512, true);
+    rig_kick(0);
+    loop_timer_arm(rig.loop, &timer, world_now_ns() + 1000000);
+    rig_stop(0);
+    assert_int_equal(hurried, 1);
+    assert_int_equal(fake.hurried, 0);
+    assert_int_equal(used(), 1);
+    rig_fini();
+}
+
 /* IN_ORDER: what was done behind a parked request can't be used before it, and must not hold up the stop. */
 static void a_queue_in_order_does_not_wait_either(void **state)
 {
@@ -450,6 +473,7 @@ int main(void)
         BOTH(a_second_range_that_fails_is_tried_again_alone),
         BOTH(a_queue_that_stops_does_not_wait_for_parked_requests),
         BOTH(a_queue_in_order_does_not_wait_either),
+        BOTH(a_stop_does_not_wait_for_the_throttle),
         BOTH(written_pages_are_logged),
         BOTH(a_log_that_is_too_short_is_not_overrun),
         cmocka_unit_test(pages_are_counted_right),
