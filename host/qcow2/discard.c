@@ -86,10 +86,24 @@ static int zap_entry(const struct qcow2 *s, enum zap zap, uint64_t entry, uint64
     return 0;
 }
 
+/* May what ENTRY refers to be given back? Not if it is nothing that an entry may name: then other people's
+ * clusters would be counted down, or a hole made in the image's own tables. */
+static bool may_free(const struct qcow2 *s, uint64_t entry, uint64_t bitmap)
+{
+    for (unsigned sub = 0; sub < s->subclusters; sub++) {
+        if (qcow2_entry_type(s, entry, bitmap, sub) == QCOW2_INVALID)
+            return false;
+    }
+    if ((entry & QCOW2_L2_COMPRESSED) || !(entry & QCOW2_L2_OFFSET_MASK) || s->data != s->node->file)
+        return true;
+    return qcow2_overlap_check(s, entry & QCOW2_L2_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_NONE, NULL) ==
+           QCOW2_OL_NONE;
+}
+
 /* One slice's worth of entries, from POS to END. With WORDS NULL there is no L2 table yet. 1: nothing to do
- * in it; 0: done; -ENOTSUP. */
+ * in it; 0: done; -ENOTSUP; -EIO: an entry that no rule allows, in *BAD. */
 static int zap_slice(struct qcow2 *s, enum zap zap, uint64_t pos, uint64_t end, uint32_t slot,
-                     uint64_t *words, bool dry)
+                     uint64_t *words, bool dry, uint64_t *bad)
 {
     unsigned step = s->extended_l2 ? 2 : 1;
     uint64_t mask = s->cluster_bytes - 1;
@@ -104,6 +118,10 @@ static int zap_slice(struct qcow2 *s, enum zap zap, uint64_t pos, uint64_t end, 
         pos = to;
         if (ret)
             continue;
+        if (change.free_old && !may_free(s, entry, bitmap)) {
+            *bad = entry;
+            return -EIO;
+        }
         any = true;
         if (dry)
             continue;
@@ -122,6 +140,7 @@ static int zap_slice(struct qcow2 *s, enum zap zap, uint64_t pos, uint64_t end, 
 static int coroutine_fn co_zap(struct qcow2 *s, enum zap zap, uint64_t pos, uint64_t end)
 {
     struct qcow2_need need = {0};
+    uint64_t bad = 0;
     int ret = 0;
     qcow2_lock(s);
     while (pos < end && ret >= 0) {
@@ -137,7 +156,7 @@ static int coroutine_fn co_zap(struct qcow2 *s, enum zap zap, uint64_t pos, uint
                 pos = (qcow2_l1_index(s, pos) + 1) << (s->cluster_bits + s->l2_bits);
                 continue;
             }
-            ret = zap_slice(s, zap, pos, to, slot, words, true);
+            ret = zap_slice(s, zap, pos, to, slot, words, true, &bad);
             if (ret == 1) {
                 pos = to;
                 continue;
@@ -145,7 +164,7 @@ static int coroutine_fn co_zap(struct qcow2 *s, enum zap zap, uint64_t pos, uint
             if (ret == 0)
                 ret = qcow2_l2_writable(s, pos, &slot, &words, &need);
             if (ret == 0) {
-                ret = zap_slice(s, zap, pos, to, slot, words, false);
+                ret = zap_slice(s, zap, pos, to, slot, words, false, &bad);
                 pos = to;
                 continue;
             }
@@ -157,6 +176,12 @@ static int coroutine_fn co_zap(struct qcow2 *s, enum zap zap, uint64_t pos, uint
         }
     }
     qcow2_unlock(s);
+    if (bad)
+        return qcow2_co_corrupt(
+            s,
+            "the L2 entry 0x%llx between guest offsets 0x%llx and 0x%llx refers to what is "
+            "not a data cluster: it is not discarded",
+            (unsigned long long)bad, (unsigned long long)pos, (unsigned long long)end);
     return ret < 0 ? ret : 0;
 }
 
@@ -225,7 +250,10 @@ int coroutine_fn qcow2_co_pdiscard(struct node *node, uint64_t offset, uint64_t 
     int ret = qcow2_co_writer_begin(s);
     if (ret < 0)
         return ret;
+    /* A table that is loaded or copied meanwhile stays what it is. */
+    unsigned epoch = qcow2_use_begin(s);
     ret = co_zap(s, ZAP_DISCARD, start, end);
+    qcow2_use_end(s, epoch);
     qcow2_bitmaps_mark(s, start, end - start);
     qcow2_co_writer_end(s);
     int bound = qcow2_co_bound_freed(s);

@@ -228,6 +228,8 @@ void table_cache_forget(struct table_cache *cache, uint64_t first, uint64_t end)
             continue;
         table_cache_change_begin(cache, (uint32_t)i);
         table_cache_clear_dirty(cache, (uint32_t)i);
+        if (cache->shadows) /* a write that failed has left its mark */
+            set_marks(cache, (uint32_t)i, 0);
         set_key(cache, (uint32_t)i, TABLE_CACHE_NONE);
         cache->slots[i].state = SLOT_EMPTY;
         table_cache_change_end(cache, (uint32_t)i);

@@ -591,6 +591,8 @@ int coroutine_fn qcow2_co_preallocate(struct qcow2 *s, uint64_t start, uint64_t 
             qcow2_lock(s);
             qcow2_alloc_remove(s, &piece.alloc);
             qcow2_unlock(s);
+            if (piece.kind == WRITE_NEW && s->data == s->node->file)
+                qcow2_co_unalloc(s, piece.host, (piece.alloc.end - piece.alloc.start) >> s->cluster_bits);
         }
     }
     qcow2_co_writer_end(s);

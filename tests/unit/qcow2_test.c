@@ -497,6 +497,50 @@ static void failing_body(void *arg)
     }
 }
 
+/* ---- a damaged image ---- */
+
+static uint64_t bad_entry;
+
+/* Puts BAD_ENTRY into the first L2 entry of an image with two clusters of data, and discards it. */
+static void discard_bad_entry_body(void *arg)
+{
+    uint64_t refcounts[16];
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 8192, 1);
+    assert_int_equal(node_co_flush(node), 0);
+    uint64_t l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK, second = host_of(4096);
+    uint64_t entry = bad_entry == 1   ? q->reftable[0]
+                     : bad_entry == 2 ? l2
+                     : bad_entry == 3 ? q->l1_offset
+                                      : second - 512; /* two clusters' worth, if it were believed */
+    assert_int_equal(node_co_close(node), 0);
+    be64 word = be64_put(entry | QCOW2_COPIED);
+    memcpy(disk.data + l2, &word, 8);
+    assert_int_equal(open_image(), 0);
+    for (uint64_t c = 0; c < 16; c++)
+        assert_int_equal(qcow2_co_refcount_get(q, c, &refcounts[c]), 0);
+    uint64_t punched = disk.calls[FAKE_DISCARD];
+    assert_int_equal(node_co_pdiscard(node, 0, 4096), -EIO);
+    assert_true(q->incompatible & QCOW2_INCOMPAT_CORRUPT);
+    (void)node_co_flush(node);
+    (void)node_co_flush(node);
+    assert_int_equal(disk.calls[FAKE_DISCARD], punched);
+    for (uint64_t c = 0; c < 16; c++) {
+        uint64_t now;
+        assert_int_equal(qcow2_co_refcount_get(q, c, &now), 0);
+        assert_int_equal(now, refcounts[c]);
+    }
+    (void)node_co_close(node);
+    fake_disk_free(&disk);
+}
+
+static void a_discard_frees_no_metadata_and_no_foreign_cluster(void **state) /* F8 */
+{
+    for (bad_entry = 1; bad_entry <= 4; bad_entry++)
+        in_coroutine(discard_bad_entry_body);
+}
+
 static void every_update_fails(void **state)
 {
     failing_options = (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 512};
@@ -522,6 +566,7 @@ int main(void)
         cmocka_unit_test(freed_clusters_wait),
         cmocka_unit_test(contiguous_clusters_are_one_read),
         cmocka_unit_test(a_failed_fsync_stays_failed),
+        cmocka_unit_test(a_discard_frees_no_metadata_and_no_foreign_cluster),
         cmocka_unit_test(every_update_fails),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
