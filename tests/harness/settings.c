@@ -56,8 +56,8 @@ static const struct option_row rows[] = {
      "further feature bits not to accept", NULL},
     {"copy", GROUP_DRIVER, TYPE_ON_OFF, AT(copy), "on|off", "off",
      "copy every buffer when it is shared, so that a missing share shows", NULL},
-    {"regions", GROUP_DRIVER, TYPE_NUMBER, AT(regions), "1..8", "2",
-     "memory regions that the arena is cut into", NULL},
+    {"regions", GROUP_DRIVER, TYPE_NUMBER, AT(regions), "1..8", "0",
+     "memory regions that the arena is cut into; 0: 2 for our own device, 1 for another", NULL},
     {"mem-slots", GROUP_DRIVER, TYPE_ON_OFF, AT(mem_slots), "on|off", "off",
      "add memory region by region (CONFIGURE_MEM_SLOTS)", NULL},
     {"inflight", GROUP_DRIVER, TYPE_ON_OFF, AT(inflight), "on|off", "off", "ask for an inflight region",
@@ -210,7 +210,7 @@ static int take(struct settings *settings, const char *command, unsigned groups,
 
     if (!row && !((groups & GROUP_DEVICE) && own_device_has_option(word + 2, length, &wants_value)))
         return usage(command, "no such option here", word);
-    if (!wants_value && value)
+    if (row && !wants_value && value)
         return usage(command, "takes no value", word);
     if (row) {
         if (wants_value && !value) {

@@ -10,42 +10,56 @@ ringside=$bin/ringside
 
 verify() { timeout 600 "$ringside" verify --span=64m "$@"; }
 
+# So that every request type is in it, and the device judges the driver meanwhile.
+every_type=(--secure-erase=on "--lifetime=1,5,6" "--audit=$tmp/audit")
+
+audited() {
+    [ ! -s "$tmp/audit" ] && return
+    echo "the driver broke rules:"
+    cat "$tmp/audit"
+    return 1
+}
+
 # A run on a qcow2 image, what the driver saw of it exported, and QEMU's opinion: no error in the image, and
 # the same bytes as the driver read.
 qcow2_verify() {
     local image=$tmp/disk.qcow2
     qemu-img create -q -f qcow2 -o "cluster_size=$1" "$image" 64M || return 1
     shift
-    verify --blk-file="$image" --export="$tmp/export.raw" "$@" || return 1
+    rm -f "$tmp/audit"
+    verify --blk-file="$image" --export="$tmp/export.raw" "${every_type[@]}" "$@" && audited || return 1
     qemu-img check -q "$image" || return 1
     qemu-img compare -q -f raw -F qcow2 "$tmp/export.raw" "$image"
 }
 
 raw_verify() {
     truncate -s 64M "$tmp/disk.raw"
-    verify --blk-file="$tmp/disk.raw" --format=raw "$@"
+    rm -f "$tmp/audit"
+    verify --blk-file="$tmp/disk.raw" --format=raw "${every_type[@]}" "$@" && audited
 }
 
-# The full product takes raw and qcow2 in turn in the short size, both in the long one.
+# The long size takes the full product; the short one each combination of ring and features once, with queues, threads
+# and format in turn, and under a sanitizer every other one of them.
 product() {
-    local sanitizer=$1 seed=1 ring indirect event order queues threads formats
+    local sanitizer=$1 seed=1 ring indirect event order queues threads format
     for ring in split packed; do
         for indirect in on off; do
             for event in on off; do
                 for order in off on; do
+                    seed=$((seed + 1))
                     for queues in 1 2 4; do
-                        [ "$queues" = 4 ] && [ -z "$long" ] && continue
-                        threads=$((1 + (seed + queues) % 2))
-                        seed=$((seed + 1))
-                        formats=raw
-                        [ $((seed % 3)) -ne 0 ] && formats=qcow2
-                        [ -n "$long" ] && formats="raw qcow2"
-                        case $sanitizer in
-                        "") ;;
-                        *) [ -z "$long" ] && [ $((seed % 4)) -ne 1 ] && continue ;;
-                        esac
-                        one "$formats" "$sanitizer" --ring=$ring --indirect=$indirect --event-idx=$event \
-                            --in-order=$order --queues=$queues --iothreads=$threads --seed=$seed
+                        for threads in 1 2; do
+                            for format in raw qcow2; do
+                                if [ -z "$long" ]; then
+                                    [ $queues = $((1 << seed % 3)) ] || continue
+                                    [ $threads = $((1 + seed / 2 % 2)) ] || continue
+                                    [ $format = "$([ $((seed / 4 % 2)) = 0 ] && echo raw || echo qcow2)" ] || continue
+                                    [ -z "$sanitizer" ] || [ $((seed % 2)) = 0 ] || continue
+                                fi
+                                one $format "$sanitizer" --ring=$ring --indirect=$indirect --event-idx=$event \
+                                    --in-order=$order --queues=$queues --iothreads=$threads --seed=$seed
+                            done
+                        done
                     done
                 done
             done
@@ -54,15 +68,12 @@ product() {
 }
 
 one() {
-    local format formats=$1 sanitizer=$2
+    local format=$1 sanitizer=$2
     shift 2
-    for format in $formats; do
-        if [ "$format" = qcow2 ]; then
-            ok "verify${sanitizer:+ under $sanitizer}: qcow2 $*" qcow2_verify 64k --bytes=$bytes "$@"
-        else
-            ok "verify${sanitizer:+ under $sanitizer}: raw $*" raw_verify --bytes=$bytes "$@"
-        fi
-    done
+    case $format in
+    qcow2) ok "verify${sanitizer:+ under $sanitizer}: qcow2 $*" qcow2_verify 64k --bytes=$bytes "$@" ;;
+    raw) ok "verify${sanitizer:+ under $sanitizer}: raw $*" raw_verify --bytes=$bytes "$@" ;;
+    esac
 }
 
 product ""
@@ -90,31 +101,37 @@ for sanitizer in asan tsan; do
     product $sanitizer
 done
 
-# A stranger: qemu-storage-daemon. It holds the pieces of a buffer, cut where memory regions meet, against the length of
-# the indirect table, and calls a table of three with one such buffer a loop: so one region for it.
+# A stranger: qemu-storage-daemon. On qcow2 its write zeroes (7.2) overtake writes to the same cluster and leave two
+# references to one (qemu-img check says so too); so there they are left out, and on raw everything is in.
 ringside=$bin/ringside
-bytes=24m
+bytes=8m
 [ -n "$long" ] && bytes=1g
-stranger() {
-    qemu-img create -q -f qcow2 "$tmp/stranger.qcow2" 64M
-    start qsd qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=$tmp/stranger.qcow2" \
-        --blockdev driver=qcow2,node-name=q,file=f,discard=unmap \
+stranger() { # format
+    rm -f "$tmp/qsd.sock"
+    qemu-img create -q -f "$1" "$tmp/stranger" 64M
+    start qsd qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=$tmp/stranger" \
+        --blockdev "driver=$1,node-name=q,file=f" \
         --export "vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path=$tmp/qsd.sock,writable=on,num-queues=2"
     wait_for 20 test -S "$tmp/qsd.sock"
 }
 if command -v qemu-storage-daemon >/dev/null; then
-    ok "qemu-storage-daemon serves" stranger
-    for indirect in on off; do
-        for event in on off; do
-            for queues in 1 2; do
-                ok "verify qemu-storage-daemon: indirect $indirect, event-idx $event, $queues queues" \
-                    verify --device="$tmp/qsd.sock" --regions=1 --bytes=$bytes --indirect=$indirect --event-idx=$event --queues=$queues
+    for format in raw qcow2; do
+        without=0
+        [ $format = qcow2 ] && without=0x4000
+        ok "qemu-storage-daemon serves $format" stranger $format
+        for indirect in on off; do
+            for event in on off; do
+                queues=1
+                [ $indirect = $event ] && queues=2
+                ok "verify qemu-storage-daemon, $format: indirect $indirect, event-idx $event, $queues queues" \
+                    verify --device="$tmp/qsd.sock" --bytes=$bytes --indirect=$indirect --event-idx=$event \
+                    --queues=$queues --refuse-features=$without
             done
         done
+        ok "verify qemu-storage-daemon, $format: a sleeping client, buffers copied" \
+            verify --device="$tmp/qsd.sock" --bytes=$bytes --client=sleep --copy=on --refuse-features=$without
+        stop qsd
     done
-    ok "verify qemu-storage-daemon: a sleeping client, buffers copied" \
-        verify --device="$tmp/qsd.sock" --regions=1 --bytes=$bytes --client=sleep --copy=on
-    stop qsd
 else
     skip "qemu-storage-daemon" "not installed"
 fi
