@@ -134,7 +134,9 @@ struct virtio_blk_queue {
     struct loop_timer repoll;          /* no_kicks */
     uint64_t repoll_ns;
     struct loop_timer coalesce;
-    unsigned num_used;  /* finished since used entries were last published */
+    unsigned num_used;    /* finished since the last end of a turn */
+    unsigned num_unshown; /* and of these, pushed since used entries were last published */
+    bool shown;           /* some were published since the last look at whether to interrupt */
     unsigned coalesced; /* completions that wait for an interrupt */
     struct queue_control control;
     struct multireq multireq;

@@ -8,7 +8,7 @@
  * after that, so no kick is lost;
  *  - nothing is fetched that there is no memory for: the queue stalls with notifications off, and goes on
  * when a request ends;
- *  - used entries of a turn are published together, with at most one interrupt.
+ *  - used entries are published a few at a time, and there is at most one interrupt for all of a turn.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,6 +21,11 @@
 
 /* Requests taken at a time before the loop gets its turn. */
 #define HANDLE_MAX 128u
+/* Looks at a ring that was found empty and is not any more, before the loop gets its turn. */
+#define ROUNDS_MAX 3u
+/* Used entries that are published together: few enough for driver and device to work at the same time, many
+ * enough for the used index's cache line not to travel for each. */
+#define SHOW_EVERY 8u
 
 #define REPOLL_MIN_NS 20000u
 #define REPOLL_MAX_NS 1000000u
@@ -234,7 +239,7 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
         audit_events(queue->vq.audit, &queue->vq);
     if (queue->vq.notify_wanted)
         virtqueue_set_notification(&queue->vq, false);
-    for (;;) {
+    for (unsigned round = 0;; round++) {
         more = fetch(queue);
         if (more || queue->broken || queue->stalled || queue->polling || queue->awaits_translation ||
             queue->state != QUEUE_RUNNING)
@@ -243,6 +248,11 @@ static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
         if (!virtqueue_has_more(&queue->vq))
             break;
         virtqueue_set_notification(&queue->vq, false);
+        /* A driver that refills as fast as it is served does not hold the loop. */
+        if (round == ROUNDS_MAX) {
+            more = true;
+            break;
+        }
     }
     multireq_submit(queue);
     queue->handling = false;
@@ -373,6 +383,19 @@ void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_r
     }
 }
 
+/* Publishes what was pushed. The interrupt for it comes at the end of the turn. */
+static void queue_show(struct virtio_blk_queue *queue)
+{
+    queue->num_unshown = 0;
+    if (queue->inflight.num_batch > 0)
+        ring_inflight_before_publish(&queue->inflight);
+    if (!virtqueue_publish(&queue->vq))
+        return;
+    if (queue->track_inflight)
+        ring_inflight_published(&queue->inflight);
+    queue->shown = true;
+}
+
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
 {
     STAT_ADD(queue, completed, 1);
@@ -385,6 +408,9 @@ void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_req
         if (queue->track_inflight)
             ring_inflight_pushed(&queue->inflight, request->entry);
         request_put(queue, request);
+        /* A driver that polls goes on with these while the rest of the turn is served. */
+        if (++queue->num_unshown >= SHOW_EVERY)
+            queue_show(queue);
     }
     loop_defer(queue->loop, &queue->flush);
 }
@@ -442,11 +468,9 @@ static void on_flush(void *opaque)
     queue->num_used = 0;
     if (queue->in_order)
         push_in_order(queue);
-    if (queue->inflight.num_batch > 0)
-        ring_inflight_before_publish(&queue->inflight);
-    if (virtqueue_publish(&queue->vq)) {
-        if (queue->track_inflight)
-            ring_inflight_published(&queue->inflight);
+    queue_show(queue);
+    if (queue->shown) {
+        queue->shown = false;
         if (__builtin_expect(queue->log.bits != NULL, 0))
             log_ring(queue);
         STAT_ADD(queue, batches, 1);
@@ -637,6 +661,8 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->log_used_addr.value = setup->log_used_addr;
     queue->broken = queue->polling = queue->handling = queue->stalled = queue->order_ends = false;
     queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = queue->num_used = 0;
+    queue->num_unshown = 0;
+    queue->shown = false;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
     queue->call_fd = setup->call_fd;
