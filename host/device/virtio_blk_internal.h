@@ -137,7 +137,7 @@ struct virtio_blk_queue {
     unsigned num_used;    /* finished since the last end of a turn */
     unsigned num_unshown; /* and of these, pushed since used entries were last published */
     bool shown;           /* some were published since the last look at whether to interrupt */
-    unsigned coalesced; /* completions that wait for an interrupt */
+    unsigned coalesced;   /* completions that wait for an interrupt */
     struct queue_control control;
     struct multireq multireq;
     struct ring_inflight inflight;

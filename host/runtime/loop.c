@@ -429,6 +429,7 @@ int loop_fd_add(struct loop *loop, struct loop_fd *handler)
         if (loop->polled)
             loop->polled->prev_polled = handler;
         loop->polled = handler;
+        loop->polling = false; /* not all of them are: the next turn sees to it */
     }
     handler->added = true;
     loop->handlers++;
@@ -608,7 +609,7 @@ static bool sleep_once(struct loop *loop, uint64_t deadline_ns)
 {
     int64_t timeout_ns = timeout_until(deadline_ns, deadline_ns == UINT64_MAX ? 0 : world_now_ns());
 
-    if (loop->polling) {
+    if (loop->polled) {
         set_polling(loop, false);
         if (poll_once(loop))
             return true;
@@ -672,6 +673,9 @@ bool loop_turn(struct loop *loop, bool may_block)
 
     assert(loop == loop_current_thread && !co_current);
     stat_count(&loop->stats.turns);
+    /* While it is awake the loop looks by itself: nobody need notify it until it is about to sleep. */
+    if (!loop->polling && loop->polled && __atomic_load_n(&loop->poll_max_ns, __ATOMIC_RELAXED))
+        set_polling(loop, true);
     progress = run_tail(loop); /* what came up outside of a turn */
     progress |= poll_once(loop);
 

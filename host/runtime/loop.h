@@ -61,9 +61,9 @@ struct loop_fd {
     /* Adaptive polling; all NULL for a handler that can't be polled.
      * poll: look for work without a system call; true if there is some. It must not do the work.
      * poll_ready: do the work that poll saw.
-     * poll_begin/poll_end: the loop goes into or leaves a time of polling: notifications (of a virtqueue,
-     * say) may be turned off or have to be on again. After poll_end the loop polls once more before it
-     * sleeps. */
+     * poll_begin/poll_end: while it is awake and polling is not turned off the loop looks by itself, so
+     * notifications (of a virtqueue, say) may be off; poll_end comes before it sleeps: they have to be on
+     * again. After poll_end the loop polls once more. */
     bool (*poll)(void *opaque);
     void (*poll_ready)(void *opaque);
     void (*poll_begin)(void *opaque);
