@@ -149,7 +149,8 @@ static void completions_out_of_order(void **state)
         uint8_t buf[10][512];
 
         seed = layout;
-        fake->tampers = layout & 1; /* a packed ring's used descriptor lies where another chain's may have been */
+        fake->tampers =
+            layout & 1; /* a packed ring's used descriptor lies where another chain's may have been */
         fake->on_chain = keep;
         assert_int_equal(fake_start(fake, &config), 0);
         for (unsigned i = 0; i < 1024; i++)
