@@ -126,6 +126,8 @@ struct leftover {
     const struct log_record *log;
     uint32_t log_count;
     uint64_t *disk; /* a slice */
+    uint64_t *ref;  /* a refcount slice, as it will be; of REF_KEY, which is UINT64_MAX at first */
+    uint64_t ref_key;
 };
 
 static const struct table_cache_shadow *part_shadows(const struct leftover *o, const struct part *part)
@@ -211,8 +213,66 @@ static int coroutine_fn co_slice_place(const struct leftover *o, bool reftable, 
     return 0;
 }
 
+/* Will CLUSTER be counted when all is written back? 0, or -ESTALE. */
+static int coroutine_fn co_verify_counted(struct leftover *o, uint64_t cluster)
+{
+    const struct qcow2 *s = o->s;
+    const struct part *part = &o->head->ref;
+    const struct table_cache_shadow *shadows = part_shadows(o, part);
+    uint64_t key = cluster >> s->ref_slice_bits;
+    if (key != o->ref_key) {
+        uint32_t i = 0;
+        while (i < part->slots && !(shadows[i].marks && shadows[i].key == key))
+            i++;
+        o->ref_key = UINT64_MAX;
+        if (i < part->slots) {
+            memcpy(o->ref, part_words(o, part, i), part->slice_bytes);
+        } else {
+            uint64_t host;
+            bool made;
+            int ret = co_slice_place(o, true, key, &host, &made);
+            if (ret == -EINVAL || (ret == 0 && !host))
+                return -ESTALE;
+            if (ret == 0)
+                ret = node_co_pread(s->node->file, host, o->ref, part->slice_bytes);
+            if (ret < 0)
+                return ret;
+        }
+        o->ref_key = key;
+    }
+    return qcow2_refcount_get_raw(o->ref, s->refcount_order, cluster & ((1ull << s->ref_slice_bits) - 1))
+               ? 0
+               : -ESTALE;
+}
+
+/* A reference that only the leftover makes is a leak to everybody else. Whoever has mended leaks meanwhile
+ * has taken its clusters away: does any entry of SLOT's that o->disk does not have name such a one? */
+static int coroutine_fn co_verify_references(struct leftover *o, uint32_t slot)
+{
+    const struct qcow2 *s = o->s;
+    const uint64_t *words = part_words(o, &o->head->l2, slot);
+    unsigned step = s->extended_l2 ? 2 : 1;
+    if (s->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+        return 0;
+    for (uint32_t w = 0; w < o->head->l2.slice_bytes / 8; w += step) {
+        uint64_t host = words[w] & QCOW2_L2_OFFSET_MASK, bytes = 1;
+        if (words[w] == o->disk[w])
+            continue;
+        if (words[w] & QCOW2_L2_COMPRESSED)
+            qcow2_compressed_range(s, words[w], &host, &bytes);
+        else if (!host)
+            continue;
+        for (uint64_t c = host >> s->cluster_bits; c <= (host + bytes - 1) >> s->cluster_bits; c++) {
+            int ret = co_verify_counted(o, c);
+            if (ret < 0)
+                return ret;
+        }
+    }
+    return 0;
+}
+
 /* Is every slice that would be written in the file as it was left? 0, or -ESTALE. */
-static int coroutine_fn co_verify_part(const struct leftover *o, bool reftable)
+static int coroutine_fn co_verify_part(struct leftover *o, bool reftable)
 {
     const struct part *part = reftable ? &o->head->ref : &o->head->l2;
     const struct table_cache_shadow *shadows = part_shadows(o, part);
@@ -238,11 +298,14 @@ static int coroutine_fn co_verify_part(const struct leftover *o, bool reftable)
             !((shadows[i].marks & TABLE_CACHE_WRITING) && now == shadows[i].in_flight) &&
             now != table_cache_hash(part_words(o, part, i), part->slice_bytes / 8))
             return -ESTALE;
+        ret = reftable ? 0 : co_verify_references(o, i);
+        if (ret < 0)
+            return ret;
     }
     return 0;
 }
 
-static int coroutine_fn co_verify_log(const struct leftover *o)
+static int coroutine_fn co_verify_log(struct leftover *o)
 {
     for (uint32_t i = 0; i < o->log_count; i++) {
         uint64_t now;
@@ -254,6 +317,13 @@ static int coroutine_fn co_verify_log(const struct leftover *o)
             known = o->log[k].index == o->log[i].index && (o->log[k].old == now || o->log[k].entry == now);
         if (!known)
             return -ESTALE;
+        uint64_t table = o->log[i].entry & QCOW2_L1_OFFSET_MASK;
+        if ((o->log[i].index & LOG_REFTABLE) || o->log[i].entry == now || !table ||
+            find_record(o, false, o->log[i].index) != &o->log[i])
+            continue;
+        ret = co_verify_counted(o, table >> o->s->cluster_bits);
+        if (ret < 0)
+            return ret;
     }
     return 0;
 }
@@ -361,20 +431,19 @@ static void note_recovery(const struct survivor *v)
 
 static int coroutine_fn co_recover_from(struct qcow2 *s, const struct head *head, struct error *err)
 {
-    struct leftover o = {.s = s, .head = head};
+    struct leftover o = {.s = s, .head = head, .ref_key = UINT64_MAX};
     const char *path = s->survivor->path;
     unsigned slices = 0;
     o.log = (const void *)((const char *)head + head->log_at);
     o.log_count = head->log_count < LOG_MAX ? head->log_count : LOG_MAX;
     uint32_t largest =
         head->l2.slice_bytes > head->ref.slice_bytes ? head->l2.slice_bytes : head->ref.slice_bytes;
-    o.disk = malloc(largest);
+    if (!anything_left(&o))
+        return 0;
+    o.disk = malloc(2ul * largest);
     if (!o.disk)
         return error_set(err, -ENOMEM, "out of memory");
-    if (!anything_left(&o)) {
-        free(o.disk);
-        return 0;
-    }
+    o.ref = o.disk + largest / 8;
     int ret = head->log_lost || image_is_newer(s, head) ? -ESTALE : co_verify_log(&o);
     if (ret == 0)
         ret = co_verify_part(&o, true);

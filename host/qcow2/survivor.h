@@ -9,7 +9,8 @@
  *
  * What always holds: the file is believed only by the user who owns it, in the same boot of the machine, for
  * the same image; and only if nobody has written to the image since, as far as its time of modification says,
- * and every slice that it would write is in the image as this process last left it. If somebody else has
+ * every slice that it would write is in the image as this process last left it, and what it refers to is
+ * counted. If somebody else has
  * changed the image in between, nothing of the file is used (so a block device, which has no such time, has
  * no such file). Entries are stored word by
  * word in an order that is safe to be cut anywhere: a kill may leak clusters and no more.

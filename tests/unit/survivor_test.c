@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "host/block/node.h"
-#include "host/qcow2/qcow2.h"
+#include "host/qcow2/qcow2_state.h"
 #include "host/runtime/loop.h"
 
 #define CLUSTER 65536u
@@ -91,6 +91,52 @@ static void writes_in_place(void *arg)
 
     check(co_read(node) == 'a', "the discard being lost");
     co_write(node, 'b');
+    check(node_co_close(node) == 0, "closing");
+}
+
+/* An allocating write of which the refcounts are in the file already, the mapping is not. */
+static void allocates_and_dies(void *arg)
+{
+    struct node *node = co_open();
+    struct qcow2 *s;
+
+    co_write(node, 'a');
+    check(node_co_flush(node) == 0, "flushing");
+    check(node_co_pdiscard(node, 0, CLUSTER) == 0 && node_co_flush(node) == 0, "discarding");
+    co_write(node, 'c');
+    s = qcow2_state(node);
+    while (s->ref.dirty_first != TABLE_CACHE_END) {
+        uint32_t slot = s->ref.dirty_first;
+        uint64_t key = s->ref.keys[slot], in_block = key & ((1ull << s->ref_slices_bits) - 1);
+
+        table_cache_write_begin(&s->ref, slot);
+        check(node_co_pwrite(node->file,
+                             s->reftable[key >> s->ref_slices_bits] + in_block * s->ref.slice_bytes,
+                             table_cache_words(&s->ref, slot), s->ref.slice_bytes, 0) == 0,
+              "writing refcounts");
+        table_cache_write_end(&s->ref, slot, true);
+    }
+    _exit(0);
+}
+
+static void mends_leaks(void *arg)
+{
+    struct qcow2_check result;
+    struct error err = {""};
+    struct node *node = co_open();
+
+    check(qcow2_co_check(node, QCOW2_FIX_LEAKS, &result, NULL, NULL, &err) == 0, err.text);
+    check(node_co_close(node) == 0, "closing");
+}
+
+static void checks(void *arg)
+{
+    struct qcow2_check result;
+    struct error err = {""};
+    struct node *node = co_open();
+
+    check(qcow2_co_check(node, 0, &result, NULL, NULL, &err) == 0, err.text);
+    seen = result.corruptions != 0;
     check(node_co_close(node) == 0, "closing");
 }
 
@@ -180,12 +226,30 @@ static void nor_what_a_backup_brought_back(void **state)
     assert_int_equal(run(looks, true), 'a');
 }
 
+static void an_allocation_outlives_its_process(void **state)
+{
+    run(allocates_and_dies, true);
+    assert_int_equal(run(looks, true), 'c');
+    assert_int_equal(run(checks, false), 0);
+}
+
+/* Within the seconds in which the file's time proves nothing. */
+static void it_does_not_refer_to_what_was_mended_as_a_leak(void **state)
+{
+    run(allocates_and_dies, true);
+    run(mends_leaks, false);
+    run(looks, true);
+    assert_int_equal(run(checks, false), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_discard_outlives_its_process, begin, end),
         cmocka_unit_test_setup_teardown(it_does_not_take_what_somebody_wrote_since, begin, end),
         cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
+        cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
+        cmocka_unit_test_setup_teardown(it_does_not_refer_to_what_was_mended_as_a_leak, begin, end),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
