@@ -2,7 +2,7 @@
 # A short run of the fuzzer of qcow2 images, from images that qemu-img made; as long as one likes: build/fuzz/qcow2_fuzz CORPUS.
 . "$(dirname "$0")/../lib.sh"
 fuzz=$RINGSIDE_BUILD/fuzz/qcow2_fuzz
-runs=3000
+runs=1500
 [ -z "$long" ] || runs=2000000
 mkdir "$tmp/corpus"
 seq 1 3000 | head -c 20000 >"$tmp/content"
