@@ -58,6 +58,8 @@ int coroutine_fn qcow2_co_read_data(struct qcow2 *s, uint64_t host, uint64_t byt
 {
     if (s->crypto)
         return qcow2_crypto_co_read(s, host, bytes, sg);
+    if (s->data_missing)
+        return -EIO; /* opened for its metadata alone */
     /* A3: the file may end inside its last cluster. */
     uint64_t length =
         s->data == s->node->file ? __atomic_load_n(&s->file_bytes, __ATOMIC_ACQUIRE) : node_length(s->data);

@@ -85,6 +85,8 @@ int coroutine_fn qcow2_co_writer_begin(struct qcow2 *s)
 {
     if (s->read_only)
         return -EPERM;
+    if (s->data_missing)
+        return -EIO;
     if (!__atomic_load_n(&s->prepared, __ATOMIC_ACQUIRE)) {
         int ret = qcow2_co_prepare_write(s);
         if (ret < 0)

@@ -96,6 +96,30 @@ same_counts() {
 }
 ok "E6 our check counts what qemu-img check counts" same_counts
 
+# ---- limits ----
+too_narrow() {
+    rm -f image.qcow2 model.raw
+    "$tool" create image.qcow2 size=4M refcount_bits=1 && "$tool" run image.qcow2 ops=50 model=model.raw &&
+        ! "$tool" snapshot image.qcow2 create one && qemu-img check image.qcow2 && qemu-img compare -F raw image.qcow2 model.raw &&
+        [ "$(bytes image.qcow2 79 1)" = 00 ]
+}
+ok "E3 a snapshot that the refcounts cannot hold fails and changes nothing" too_narrow
+huge() { # BYTES OFFSET
+    rm -f image.qcow2
+    "$tool" create image.qcow2 size=$1 cluster=2M && "$tool" write image.qcow2 $2 5000 && "$tool" check image.qcow2 &&
+        "$tool" read image.qcow2 $2 5000 && [ "$(stat -c %s image.qcow2)" -lt 40000000 ]
+}
+ok "B11 64 TiB" huge 64T 65970697666560
+ok "B11 1 EiB" huge 1152921504606846976 1152921504606840000
+other_size() {
+    rm -f image.qcow2 model.raw
+    "$tool" create image.qcow2 size=4M && "$tool" run image.qcow2 ops=50 model=model.raw && "$tool" snapshot image.qcow2 create one &&
+        "$tool" resize image.qcow2 9000448 && "$tool" write image.qcow2 8000000 5000 && qemu-img check image.qcow2 &&
+        "$tool" dump image.qcow2 ours.raw snapshot=one && cmp ours.raw model.raw && "$tool" snapshot image.qcow2 apply one &&
+        qemu-img check image.qcow2 && "$tool" dump image.qcow2 ours.raw && cmp ours.raw model.raw
+}
+ok "J4 a snapshot of another size" other_size
+
 # ---- bitmaps ----
 bitmap_bits() { # NAME: start and length of what is dirty, by QEMU
     qemu-nbd -r -f qcow2 --bitmap="$1" -k "$tmp/nbd.sock" -x x --fork --pid-file="$tmp/nbd.pid" image.qcow2 &&
