@@ -12,7 +12,7 @@ for device in ringside qemu; do
                 [ "$ring" = split ] || queue_counts=1
                 [ -z "$long" ] || queue_counts="1 4"
                 for queues in $queue_counts; do
-                    make_image "$tmp/disk.qcow2" 32M
+                    make_image "$tmp/disk.qcow2" 16M
                     ok "$arch, $transport, $ring ring, $queues queues, $device" boot --arch="$arch" \
                         --transport="$transport" --ring="$ring" --queues="$queues" --device="$device" \
                         --image="$tmp/disk.qcow2"

@@ -5,7 +5,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$(dirname "$0")/guest.sh"
 
-make_image "$tmp/disk.raw" 32M
+make_image "$tmp/disk.raw" 16M
 arches=x86_64
 window=(--app=bench --append="pci=window rw=randrw requests=100 qd=4")
 if [ -n "$long" ]; then
@@ -39,7 +39,7 @@ for arch in $arches; do
 done
 
 # Odd guests on our device
-make_image "$tmp/ours.qcow2" 32M
+make_image "$tmp/ours.qcow2" 16M
 on_ringside() {
     boot --image="$tmp/ours.qcow2" "$@"
 }
