@@ -2,6 +2,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "tests/harness/commands.h"
 #include "tests/harness/names.h"
@@ -134,6 +135,24 @@ static void print_text(const struct rig *rig, const json_t *all)
                    (long long)field_value(&rig->info.config, i), fields[i].unit);
 }
 
+static void capacity_changed(void *opaque, uint64_t capacity_sectors)
+{
+    printf("capacity now %llu bytes\n", (unsigned long long)capacity_sectors * VIRTIO_BLK_SECTOR_BYTES);
+    fflush(stdout);
+}
+
+static void watch(struct rig *rig, uint64_t ms)
+{
+    uint64_t end = rig->platform.now_ns(rig->platform.ctx) + ms * 1000000;
+
+    fflush(stdout);
+    vblk_on_capacity_change(rig->disk, capacity_changed, rig);
+    while (rig->platform.now_ns(rig->platform.ctx) < end) {
+        rig_attend(rig);
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
 int command_info(const struct settings *settings)
 {
     struct error err = {""};
@@ -164,6 +183,8 @@ int command_info(const struct settings *settings)
         putchar('\n');
     code = all ? 0 : 1;
     json_decref(all);
+    if (settings->watch_ms)
+        watch(&rig, settings->watch_ms);
     rig_close(&rig);
     return code;
 }

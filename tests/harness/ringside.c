@@ -15,7 +15,8 @@ static const struct {
     unsigned groups;
     int (*run)(const struct settings *settings);
 } commands[] = {
-    {"info", "negotiates and prints features, rings and configuration by name", DRIVES, command_info},
+    {"info", "negotiates and prints features, rings and configuration by name", DRIVES | GROUP_INFO,
+     command_info},
     {"verify", "writes, reads back, discards and flushes against a model in memory",
      DRIVES | GROUP_CLIENT | GROUP_VERIFY, command_verify},
     {"bench", "load: operations and bytes a second, latency, and what they cost",

@@ -44,6 +44,8 @@ static const struct option_row rows[] = {
      "our own device on a thread of this process, or a back end's socket", NULL},
     {"device-pid", GROUP_DEVICE, TYPE_NUMBER, AT(device_pid), "PID", "0",
      "process whose CPU time and system calls count as the device's; 0: the one that listens", NULL},
+    {"watch", GROUP_INFO, TYPE_SECONDS, AT(watch_ms), "SECONDS", "0",
+     "stay so long, and say when the capacity changes", NULL},
     {"ring", GROUP_DRIVER, TYPE_CHOICE, AT(ring), "split|packed", "split", "ring format", rings},
     {"queues", GROUP_DRIVER, TYPE_NUMBER, AT(queues), "N", "1", "queues, each on a thread of its own", NULL},
     {"driver-queue-size", GROUP_DRIVER, TYPE_NUMBER, AT(queue_size), "N", "256", "size of each queue", NULL},

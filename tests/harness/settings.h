@@ -20,7 +20,8 @@ enum settings_group {
     GROUP_TRACE = 128,
     GROUP_CONFORM = 256,
     GROUP_TORTURE = 512,
-    GROUP_SIM = 1024
+    GROUP_SIM = 1024,
+    GROUP_INFO = 2048
 };
 
 enum bench_rw { RW_READ, RW_WRITE, RW_RANDREAD, RW_RANDWRITE, RW_RW, RW_RANDRW, RW_FLUSH };
@@ -43,6 +44,8 @@ struct settings {
     bool indirect, event_idx, in_order, copy, mem_slots, reconnect, inflight;
     uint64_t queues, queue_size, regions, deadline_ms, indirect_segs;
     uint64_t refuse_features;
+
+    uint64_t watch_ms;
 
     /* client */
     unsigned client; /* enum client_kind */
