@@ -54,12 +54,12 @@ static json_t *stats_operation(const struct blk_op_stats *s)
     return o;
 }
 
-#define QUEUE_FIGURES(X)                                                                               \
-    X(kicks)                                                                                           \
-    X(interrupts)                                                                                      \
-    X(popped)                                                                                          \
-    X(completed) X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) X(broken) \
-        X(stalls)
+#define QUEUE_FIGURES(X) \
+    X(kicks)             \
+    X(interrupts)        \
+    X(popped)            \
+    X(completed)         \
+    X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) X(broken) X(stalls)
 
 static json_t *stats_queue(struct virtio_blk *device, unsigned index)
 {

@@ -22,22 +22,13 @@
 #define FS_IOCTL_DEV (1ull << 15) /* version 5 */
 #define FS_VERSION_1 ((1ull << 13) - 1)
 
-/* The directory of a socket's path. */
-static int open_directory(const char *path)
+static int landlock_allow(int ruleset, const char *path, struct error *err)
 {
-    char directory[256];
-    const char *slash = strrchr(path, '/');
-    if (!slash)
-        return open(".", O_PATH | O_CLOEXEC);
-    snprintf(directory, sizeof directory, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-    return open(directory, O_PATH | O_CLOEXEC);
-}
-
-static int landlock_allow_sockets(int ruleset, const char *path, struct error *err)
-{
-    int directory = open_directory(path);
+    int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0 && errno == ENOENT)
+        return 0; /* whoever needs it will say so */
     if (directory < 0)
-        return error_set(err, -errno, "%s: its directory can't be opened: %s", path, strerror(errno));
+        return error_set(err, -errno, "%s: can't be opened: %s", path, strerror(errno));
     struct landlock_path_beneath_attr rule = {.allowed_access = LANDLOCK_ACCESS_FS_MAKE_SOCK |
                                                                 LANDLOCK_ACCESS_FS_REMOVE_FILE,
                                               .parent_fd = directory};
@@ -47,7 +38,7 @@ static int landlock_allow_sockets(int ruleset, const char *path, struct error *e
     return code < 0 ? error_set(err, code, "%s: no landlock rule for it: %s", path, strerror(-code)) : 0;
 }
 
-int sandbox_files(const char *const *socket_paths, struct error *err)
+int sandbox_files(const char *const *directories, struct error *err)
 {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return error_set(err, -errno, "new privileges can't be given up: %s (--sandbox=off goes on without)",
@@ -64,8 +55,8 @@ int sandbox_files(const char *const *socket_paths, struct error *err)
         return error_set(err, -errno, "no landlock rules: %s (--sandbox=off goes on without)",
                          strerror(errno));
     int ret = 0;
-    for (; *socket_paths && ret == 0; socket_paths++)
-        ret = landlock_allow_sockets(ruleset, *socket_paths, err);
+    for (; *directories && ret == 0; directories++)
+        ret = landlock_allow(ruleset, *directories, err);
     if (ret == 0 && syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
         ret = error_set(err, -errno, "landlock can't be put in force: %s (--sandbox=off goes on without)",
                         strerror(errno));

@@ -11,9 +11,9 @@
 #include "host/runtime/error.h"
 
 /* No new privileges, and landlock where the kernel has it: of the file system only the directories of
- * SOCKET_PATHS (NULL-terminated) are left, to make and remove sockets in. Holds for the calling thread and
- * those that it starts. Before the iothreads are made. 0 or a negative errno with ERR. */
-int sandbox_files(const char *const *socket_paths, struct error *err);
+ * DIRECTORIES (NULL-terminated) are left, to make sockets and remove files in. Holds for the calling thread
+ * and those that it starts. Before the iothreads are made. 0 or a negative errno with ERR. */
+int sandbox_files(const char *const *directories, struct error *err);
 
 /* The filter of system calls, for all threads. When everything is set up. 0 or a negative errno with ERR. */
 int sandbox_calls(struct error *err);

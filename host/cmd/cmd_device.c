@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/runtime/iothread.h"
@@ -42,6 +43,16 @@ static int set_backing(void *values, const char *value, struct error *err)
         o->open.backing = BACKING_DIR;
         o->open.backing_dir = value;
     }
+    return 0;
+}
+
+static int set_survive(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    struct stat st;
+    o->open.survive_dir = strcmp(value, "off") == 0 ? NULL : value;
+    if (o->open.survive_dir && (stat(value, &st) < 0 || !S_ISDIR(st.st_mode)))
+        return error_set(err, -EINVAL, "--survive=%s: neither a directory nor off", value);
     return 0;
 }
 
@@ -245,6 +256,7 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"audit", "[=FILE]", "judge the driver: a line for each rule of the virtio specification that it breaks, to FILE or stderr", CMD_CALL, .set = set_audit},
     {"log-writes", "FILE", "record every write and flush of the image file, for crash tests", CMD_STRING, AT(open.log_writes)},
     {"inject", "SPEC", "make requests to the image file fail, be short or late: OP[,KEY=VALUE]...[;...]", CMD_STRING, AT(open.inject)},
+    {"survive", "DIR|off", "keep a qcow2 image's unwritten metadata in memory that outlives a killed process, a file in DIR (ringside-blk: default /dev/shm)", CMD_CALL, .set = set_survive},
     {"lock", "on|off", "lock the image as QEMU does, so that two writers exclude each other (default on)", CMD_ON_OFF, AT(lock)},
     {0}
 };

@@ -99,6 +99,7 @@ static int parse_command_line(struct program *p, int argc, char **argv)
     }
     p->options.sandbox = true;
     cmd_device_options_init(&p->device_options);
+    p->device_options.open.survive_dir = "/dev/shm";
     if (cmd_options_parse(argc, argv, tables, &first, &err) < 0)
         return usage_error(&err);
     if (p->options.help) {
@@ -199,16 +200,30 @@ static int catch_signals(struct program *p, struct error *err)
     return 0;
 }
 
+#define PATH_BYTES 256 /* a socket's path has at most 107 */
+
+static const char *directory_of(const char *path, char directory[PATH_BYTES])
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return ".";
+    snprintf(directory, PATH_BYTES, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    return directory;
+}
+
 /* Between opening the image and starting the iothreads. */
 static int confine(void *opaque, struct error *err)
 {
     struct program *p = opaque;
-    const char *socket_paths[3] = {NULL}, **end = socket_paths;
+    const char *directories[4] = {NULL}, **end = directories;
+    char socket_directory[PATH_BYTES], control_directory[PATH_BYTES];
     if (p->options.socket_path)
-        *end++ = p->options.socket_path;
+        *end++ = directory_of(p->options.socket_path, socket_directory);
     if (p->options.control)
-        *end++ = p->options.control;
-    return p->options.sandbox ? sandbox_files(socket_paths, err) : 0;
+        *end++ = directory_of(p->options.control, control_directory);
+    if (p->device_options.open.survive_dir)
+        *end++ = p->device_options.open.survive_dir;
+    return p->options.sandbox ? sandbox_files(directories, err) : 0;
 }
 
 static int serve(struct program *p, struct error *err)
