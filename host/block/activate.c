@@ -60,7 +60,7 @@ static int coroutine_fn take_file(struct node *node, struct node *file, struct e
         return ret;
     int64_t size = file->host->ops->size(file->host);
     if (size < 0)
-        return error_set(err, (int)size, "'%s': its size cannot be found out: %s", file->filename,
+        return error_set(err, (int)size, "%s: its size cannot be found out: %s", file->filename,
                          strerror((int)-size));
     for (struct node *n = file; n; n = n->file) /* filters have it too */
         node_set_length(n, (uint64_t)size);

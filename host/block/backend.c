@@ -539,14 +539,14 @@ struct blk *blk_open(const char *path, const struct open_options *options, struc
 {
     struct open_call call = {path, options, err, NULL, -ENOMEM};
     if (loop_run_coroutine(loop_current(), open_entry, &call) < 0) {
-        error_set(err, -ENOMEM, "'%s': out of memory", path);
+        error_set(err, -ENOMEM, "%s: out of memory", path);
         return NULL;
     }
     if (call.ret < 0)
         return NULL;
     struct blk *blk = blk_new(call.node);
     if (!blk) {
-        error_set(err, -ENOMEM, "'%s': out of memory", path);
+        error_set(err, -ENOMEM, "%s: out of memory", path);
         call.ret = 0;
     }
     return blk;

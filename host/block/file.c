@@ -24,7 +24,7 @@ static int check_ancestors(const struct host_file *host, const struct open_optio
 {
     for (const struct node_ancestor *a = options->ancestors; a; a = a->above) {
         if (a->device == host->device && a->inode == host->inode)
-            return error_set(err, -ELOOP, "'%s' is already part of this image: the chain of files is a loop",
+            return error_set(err, -ELOOP, "%s: is already part of this image: the chain of files is a loop",
                              host->path);
     }
     return 0;
@@ -41,7 +41,7 @@ static int coroutine_fn file_co_open(struct node *node, const struct open_option
         return ret;
     int64_t size = host->ops->size(host);
     if (size < 0) {
-        ret = error_set(err, (int)size, "'%s': its size cannot be found out: %s", node->filename,
+        ret = error_set(err, (int)size, "%s: its size cannot be found out: %s", node->filename,
                         strerror((int)-size));
         goto fail;
     }
@@ -185,11 +185,11 @@ static int coroutine_fn file_co_truncate(struct node *node, uint64_t bytes, bool
         int64_t size = host->ops->size(host);
         if (size >= 0 && (exact ? (uint64_t)size == bytes : (uint64_t)size >= bytes))
             return 0;
-        return error_set(err, -ENOTSUP, "'%s' is not a regular file: it cannot be resized", node->filename);
+        return error_set(err, -ENOTSUP, "%s: is not a regular file: it cannot be resized", node->filename);
     }
     int ret = host->ops->co_truncate(host, bytes, false);
     if (ret < 0)
-        return error_set(err, ret, "'%s' cannot be resized to %llu bytes: %s", node->filename,
+        return error_set(err, ret, "%s: cannot be resized to %llu bytes: %s", node->filename,
                          (unsigned long long)bytes, strerror(-ret));
     node_set_length(node, bytes);
     return 0;

@@ -26,11 +26,11 @@ static int refused(struct host_file *host, enum permission p, bool to_use, bool 
     if (read_only)
         return error_set(
             err, -EAGAIN,
-            "'%s' is in use by another process that may %s it (stop that process, or read all the same "
-            "with --force-share)",
+            "%s: is in use by another process that may %s it (stop that process, or read all the same "
+            "with ringside-img --force-share or ringside-blk --lock=off)",
             host->path, permission_name[p]);
     return error_set(err, -EAGAIN,
-                     "'%s' is in use by another process: the '%s' lock cannot be had%s (stop that process)",
+                     "%s: is in use by another process: the '%s' lock cannot be had%s (stop that process)",
                      host->path, permission_name[p], to_use ? "" : " for us alone");
 }
 
@@ -39,7 +39,7 @@ int file_lock(struct host_file *host, bool read_only, bool force_share, struct e
     bool uses[PERMISSION_COUNT] = {[CONSISTENT_READ] = true, [WRITE] = !read_only, [RESIZE] = !read_only};
     bool forbids[PERMISSION_COUNT] = {[WRITE] = !force_share, [RESIZE] = !force_share};
     if (force_share && !read_only)
-        return error_set(err, -EINVAL, "'%s': --force-share is for reading only", host->path);
+        return error_set(err, -EINVAL, "%s: --force-share is for reading only", host->path);
     for (unsigned p = 0; p < PERMISSION_COUNT; p++) {
         int ret = 0;
         if (uses[p])

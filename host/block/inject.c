@@ -270,7 +270,7 @@ static int coroutine_fn inject_co_truncate(struct node *node, uint64_t bytes, bo
 {
     struct rule rule = inject_decide(node, OP_TRUNCATE, bytes, 1);
     if (rule.mode != MODE_NONE)
-        return error_set(err, rule.error, "'%s' cannot be resized: %s (injected)", node->filename,
+        return error_set(err, rule.error, "%s: cannot be resized: %s (injected)", node->filename,
                          strerror(-rule.error));
     int ret = node_co_truncate(node->file, bytes, exact, err);
     node_set_length(node, node_length(node->file));

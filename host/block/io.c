@@ -526,7 +526,7 @@ int coroutine_fn node_co_pdiscard(struct node *node, uint64_t offset, uint64_t b
 int coroutine_fn node_co_truncate(struct node *node, uint64_t bytes, bool exact, struct error *err)
 {
     if (node->read_only)
-        return error_set(err, -EPERM, "'%s' is open read-only: its size cannot be changed", node->filename);
+        return error_set(err, -EPERM, "%s: is open read-only: its size cannot be changed", node->filename);
     if (bytes > NODE_BYTES_MAX)
         return error_set(err, -EFBIG, "%llu bytes are more than an image can have",
                          (unsigned long long)bytes);

@@ -94,7 +94,7 @@ int coroutine_fn node_co_open_driver(const struct node_driver *driver, const cha
     *node = NULL;
     struct node *protocol = node_alloc(driver, path);
     if (!protocol) {
-        error_set(err, -ENOMEM, "'%s': out of memory", path);
+        error_set(err, -ENOMEM, "%s: out of memory", path);
         return -ENOMEM;
     }
     protocol->read_only = options->read_only;
@@ -128,7 +128,7 @@ int coroutine_fn node_co_open_filter(const struct node_driver *driver, struct no
     int ret;
     if (!filter) {
         ret = -ENOMEM;
-        error_set(err, ret, "'%s': out of memory", below->filename);
+        error_set(err, ret, "%s: out of memory", below->filename);
         goto fail;
     }
     filter->file = below;
@@ -199,7 +199,7 @@ int coroutine_fn node_co_open_format(const struct node_driver *driver, struct no
     int ret;
     if (!node) {
         ret = -ENOMEM;
-        error_set(err, ret, "'%s': out of memory", path);
+        error_set(err, ret, "%s: out of memory", path);
         goto fail;
     }
     if (protocol && protocol->host) {
@@ -265,7 +265,7 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
     if (!driver) {
         ret = node_co_probe(protocol, &format);
         if (ret < 0) {
-            error_set(err, ret, "'%s': its first sector cannot be read: %s", path, strerror(-ret));
+            error_set(err, ret, "%s: its first sector cannot be read: %s", path, strerror(-ret));
             goto fail;
         }
         driver = node_driver_find(format);
@@ -318,13 +318,12 @@ int coroutine_fn node_co_open_backing(struct node *parent, const char *name, con
         return 0;
     }
     if (below.depth > NODE_DEPTH_MAX)
-        return error_set(err, -ELOOP, "'%s': more than %u backing files below each other", parent->filename,
+        return error_set(err, -ELOOP, "%s: more than %u backing files below each other", parent->filename,
                          NODE_DEPTH_MAX);
     below.format = backing_format && backing_format[0] ? backing_format : NULL;
     below.read_only = true;
     if (below.format && strcmp(below.format, "null") == 0)
-        return error_set(err, -EINVAL, "'%s': a backing file of format null is not allowed",
-                         parent->filename);
+        return error_set(err, -EINVAL, "%s: a backing file of format null is not allowed", parent->filename);
     int ret = node_resolve_allowed(parent->filename, name, options, &path, err);
     if (ret == 0)
         ret = fresh_stack_call(open_call, &(struct open_call){path, &below, node, err});

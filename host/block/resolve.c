@@ -25,7 +25,7 @@ int node_resolve_name(const char *filename, const char *name, char **path, struc
     if (strncmp(name, "file:", 5) == 0)
         name += 5;
     else if (has_protocol(name))
-        return error_set(err, -EINVAL, "'%s' is not a file name: only files can be used here", name);
+        return error_set(err, -EINVAL, "%s: is not a file name (only files can be used here)", name);
     if (name[0] == '\0')
         return error_set(err, -EINVAL, "the name is empty");
     const char *slash = strrchr(filename, '/');
@@ -79,7 +79,7 @@ int node_resolve_allowed(const char *filename, const char *name, const struct op
     }
     real = host_file_real_path(joined);
     if (!real) {
-        ret = error_set(err, -errno, "'%s' cannot be opened: %s", joined, strerror(errno));
+        ret = error_set(err, -errno, "%s: cannot be opened: %s", joined, strerror(errno));
         goto out;
     }
     allowed = options->backing == BACKING_DIR ? host_file_real_path(options->backing_dir)

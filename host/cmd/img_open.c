@@ -63,14 +63,10 @@ int img_open_options(const struct img_options *options, unsigned flags, struct o
 
 int img_failed(const char *path, const struct error *err)
 {
-    /* A sentence that begins with the name, quoted or not, already needs no second one. */
+    /* A sentence that begins with the name already needs no second one. */
     size_t n = strlen(path);
     const char *text = err->text;
-    if (n > 0 && text[0] == '\'' && strncmp(text + 1, path, n) == 0 && strncmp(text + 1 + n, "':", 2) == 0)
-        log_message("%s%s", path, text + n + 2);
-    else if (n > 0 && text[0] == '\'' && strncmp(text + 1, path, n) == 0 && text[n + 1] == '\'')
-        log_message("%s:%s", path, text + n + 2);
-    else if (n == 0 || (strncmp(text, path, n) == 0 && text[n] == ':'))
+    if (n == 0 || (strncmp(text, path, n) == 0 && text[n] == ':'))
         log_message("%s", text);
     else
         log_message("%s: %s", path, text);

@@ -440,14 +440,14 @@ int coroutine_fn qcow2_co_check(struct node *node, unsigned fix, struct qcow2_ch
     if (!s)
         return error_set(err, -EINVAL, "not a qcow2 image");
     if (fix && s->read_only)
-        return error_set(err, -EPERM, "'%s' is open read-only: it cannot be repaired", node->filename);
+        return error_set(err, -EPERM, "%s: is open read-only: it cannot be repaired", node->filename);
     int ret = fix && !s->prepared ? qcow2_co_prepare_write(s) : 0;
     if (ret == 0) {
         qcow2_co_quiesce(s);
         ret = co_check_and_clear(s, fix, result, report, opaque);
         qcow2_co_unquiesce(s);
     }
-    return ret < 0 ? error_set(err, ret, "'%s' cannot be checked: %s", node->filename, strerror(-ret)) : 0;
+    return ret < 0 ? error_set(err, ret, "%s: cannot be checked: %s", node->filename, strerror(-ret)) : 0;
 }
 
 int coroutine_fn qcow2_co_repair_dirty(struct qcow2 *s, struct error *err)

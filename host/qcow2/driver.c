@@ -212,7 +212,7 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
             survivor_start(s);
     }
     if (ret < 0) {
-        error_prefix(err, ret, "'%s'", node->filename);
+        error_prefix(err, ret, "%s", node->filename);
         node_co_close(node->backing);
         node_co_close(node->data_file);
         node->backing = node->data_file = NULL;

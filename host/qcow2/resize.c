@@ -177,7 +177,7 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
     }
     if (ret == 0 && bytes > old && mode != QCOW2_PREALLOCATION_OFF)
         ret = qcow2_co_preallocate(s, old, bytes, mode);
-    return ret < 0 ? error_set(err, ret, "'%s' cannot be resized to %llu bytes: %s", s->node->filename,
+    return ret < 0 ? error_set(err, ret, "%s: cannot be resized to %llu bytes: %s", s->node->filename,
                                (unsigned long long)bytes, strerror(-ret))
                    : 0;
 }
@@ -186,7 +186,7 @@ int coroutine_fn qcow2_co_truncate(struct node *node, uint64_t bytes, bool exact
 {
     struct qcow2 *s = node->opaque;
     if (s->read_only)
-        return error_set(err, -EPERM, "'%s' is open read-only", node->filename);
+        return error_set(err, -EPERM, "%s: is open read-only", node->filename);
     if (!exact && bytes <= node_length(node))
         return 0;
     return co_resize(s, bytes, s->data_file_raw ? QCOW2_PREALLOCATION_METADATA : QCOW2_PREALLOCATION_OFF,

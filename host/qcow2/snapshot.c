@@ -251,10 +251,10 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
         return -EINVAL;
     }
     if (s->read_only)
-        return error_set(err, -EPERM, "'%s' is open read-only", node->filename);
+        return error_set(err, -EPERM, "%s: is open read-only", node->filename);
     int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
     if (ret < 0)
-        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+        return error_set(err, ret, "%s: %s", node->filename, strerror(-ret));
     qcow2_co_quiesce(s);
     ret = qcow2_io_error(s);
     if (ret == 0)
@@ -263,7 +263,7 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
         ret = qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_DIRTY, s->autoclear);
     if (ret < 0) {
         qcow2_co_unquiesce(s);
-        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+        return error_set(err, ret, "%s: %s", node->filename, strerror(-ret));
     }
     return 0;
 }
@@ -596,7 +596,7 @@ int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_
     if (ret < 0) {
         free(file);
         free(format);
-        return error_set(err, ret, "'%s': %s", node->filename, strerror(-ret));
+        return error_set(err, ret, "%s: %s", node->filename, strerror(-ret));
     }
     co_mutex_lock(&s->header_lock);
     char *old_file = s->backing_file, *old_format = s->backing_format;
@@ -618,5 +618,5 @@ int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_
     free(old_format);
     if (ret == -ENOSPC)
         return error_set(err, ret, "the name does not fit into the header's cluster");
-    return ret < 0 ? error_set(err, ret, "'%s': %s", node->filename, strerror(-ret)) : 0;
+    return ret < 0 ? error_set(err, ret, "%s: %s", node->filename, strerror(-ret)) : 0;
 }

@@ -455,13 +455,13 @@ static int coroutine_fn co_recover_from(struct qcow2 *s, const struct head *head
         note_recovery(s->survivor);
         if (ret == 0 && (slices || o.log_count))
             log_message(
-                "'%s': the last process was killed: %u metadata slices and %u table entries that it left in "
+                "%s: the last process was killed: %u metadata slices and %u table entries that it left in "
                 "'%s' were written back",
                 s->node->filename, slices, o.log_count, path);
     }
     if (ret == -ESTALE) {
         log_message(
-            "'%s': the last process was killed, and the image was changed by somebody else since: what it "
+            "%s: the last process was killed, and the image was changed by somebody else since: what it "
             "left in '%s' is NOT used; writes that were not flushed before may be lost",
             s->node->filename, path);
         ret = 0;
