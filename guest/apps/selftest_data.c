@@ -52,7 +52,7 @@ static void every_size(struct test *test)
     uint8_t *buf = test_alloc(limit), *back = test_alloc(limit);
     for (unsigned i = 0; i < sizeof blocks / sizeof blocks[0] && !test->failed; i++) {
         size_t bytes = (size_t)blocks[i] * test->info.block_size;
-        if (bytes <= limit - test->info.block_size)
+        if (bytes + test->info.block_size <= limit)
             write_and_read(test, area + (i % 2) * test->block_sectors, buf, back, bytes, i);
     }
     free(buf);

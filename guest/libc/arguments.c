@@ -3,6 +3,7 @@
  */
 #include "guest/libc/arguments.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,5 +68,11 @@ uint64_t argument_number(const char *name, uint64_t otherwise)
 {
     const char *text = argument(name);
     uint64_t value;
-    return text && number_parse(text, &value) ? value : otherwise;
+    if (!text)
+        return otherwise;
+    if (!number_parse(text, &value)) {
+        printf("%s: %s=%s: not a number (digits, and K, M, G or T)\n", guest_program, name, text);
+        exit(2);
+    }
+    return value;
 }

@@ -26,6 +26,7 @@ bench_usage() {
 }
 ok "bench refuses what it can't do: status 2" bench_usage rw=sideways
 ok "bench refuses blocks that are none" bench_usage bs=1000
+ok "bench refuses a number that is none" bench_usage qd=many
 
 # ---- shell ----
 
@@ -86,6 +87,7 @@ ok "a number that is none" refuses "not a number" --queues=many
 ok "a number out of range" refuses "must be from 1 to 64" --queues=0
 ok "a queue size that is no power of two" refuses "power of two" --queue-size=100
 ok "a trace without ringside" refuses "only ringside-blk records traces" --device=qemu --trace=x
+ok "an image without a name" refuses "which file?" --image=
 ok "a stray word" refuses "go behind --" image.qcow2
 fails_saying() { # words, options...
     local words=$1 status
@@ -96,6 +98,9 @@ fails_saying() { # words, options...
     [ $status -eq 1 ] && grep -q -- "$words" "$tmp/refused"
 }
 ok "an image that is not there" fails_saying "no such image" --image="$tmp/nothing.qcow2"
+ok "an image that is a directory" fails_saying "neither a file nor a block device" --image="$tmp"
+truncate -s 0 "$tmp/empty.raw"
+ok "an empty disk: the self-test says so" fails_saying "Bail out! the disk has 0 sectors" --image="$tmp/empty.raw"
 printf 'QFI\373 this is no image' >"$tmp/bad.qcow2"
 ok "an image that is none" fails_saying "before QEMU could connect" --image="$tmp/bad.qcow2"
 ok "a guest without its disk fails" fails_saying "0 passed, 1 failed" --device=qemu --image="$tmp/disk.qcow2" \
