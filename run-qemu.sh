@@ -24,6 +24,7 @@ Boots a guest program on a virtio disk in QEMU, prints what it says, and exits w
   --queues=N                     queues, and CPUs up to 8                             (2)
   --queue-size=N                 entries of each, a power of two from 2 to 1024       (256)
   --image=FILE                   the disk's image, qcow2 or raw          (a qcow2 image of its own under build/demo)
+                                 the self-test OVERWRITES it, as does bench when it writes: give a copy, or --read-only
   --read-only                    the guest may not write to it
   --accel=tcg|kvm|auto           auto takes kvm where a short probe finds it working  (auto)
   --trace=FILE                   ringside-blk records there what happens to every request
@@ -77,7 +78,10 @@ while [ $# -gt 0 ]; do
     --ring=*) ring=$value ;;
     --queues=*) queues=$value ;;
     --queue-size=*) queue_size=$value ;;
-    --image=*) image=$value ;;
+    --image=*)
+        [ -n "$value" ] || die "--image=: which file?"
+        image=$value
+        ;;
     --read-only) read_only=1 ;;
     --accel=*) accel=$value ;;
     --trace=*) trace=$value ;;
@@ -177,7 +181,8 @@ if [ -z "$image" ] && [ "$device" != none ]; then
     fi
 fi
 if [ -z "$dry_run" ] && [ "$device" != none ]; then
-    [ -f "$image" ] || [ -b "$image" ] || fail "$image: no such image"
+    [ -e "$image" ] || fail "$image: no such image (leave --image out for one of its own)"
+    [ -f "$image" ] || [ -b "$image" ] || fail "$image: is neither a file nor a block device"
     [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
 fi
 format=qcow2
