@@ -372,7 +372,8 @@ int command_bench(const struct settings *settings)
         return 1;
     if (!settings->depth || settings->depth > 32768 || !settings->block_bytes ||
         settings->block_bytes % VIRTIO_BLK_SECTOR_BYTES || settings->block_bytes > (64u << 20)) {
-        log_message("--qd is 1 to 32768, --bs a multiple of 512 of at most 64m");
+        log_message("--qd has to be 1 to 32768, and --bs a multiple of 512 of at most 64m (see `ringside "
+                    "bench --help`)");
         free(result);
         return 2;
     }

@@ -44,6 +44,8 @@ done <<'STEPS'
 10 qcow2_link_l2
 12 vblk_poll
 STEPS
+ok "again, on the same image" trace
+ok "its write is one to an unallocated cluster again" took write '[1,2,3,4,5,6,7,8,9,10,11,12]'
 ok "a write to an allocated cluster links nothing" took rewrite '[1,2,3,4,5,6,7,8,9,11,12]'
 ok "a read goes the same way" took read '[1,2,3,4,5,6,7,8,9,11,12]'
 ok "times never go back" jq -e 'all(.requests[].records; . == sort_by(.ns))' "$tmp/trace.json"

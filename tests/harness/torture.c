@@ -140,7 +140,7 @@ static bool learn(struct torture *t, pid_t *pid)
     bool fine = bed_open(&t->bed, &options, &err) == 0;
 
     if (!fine)
-        log_message("%s: %s", t->path, err.text);
+        log_message("%s", err.text);
     t->offered = t->bed.offered;
     t->protocol = t->bed.protocol_offered;
     if (fine)

@@ -108,7 +108,7 @@ static const struct kind {
     unsigned feature; /* that it needs; 0: none */
     bool writes;
 } kinds[] = {
-    {"write", "write of 4096 bytes to a place not written before", VBLK_WRITE, 0, true},
+    {"write", "write of 4096 bytes to a place that holds nothing", VBLK_WRITE, 0, true},
     {"rewrite", "write of 4096 bytes to the same place again", VBLK_WRITE, 0, true},
     {"read", "read of 4096 bytes", VBLK_READ, 0, false},
     {"flush", "flush", VBLK_FLUSH, VIRTIO_BLK_F_FLUSH, false},
@@ -119,9 +119,31 @@ static const struct kind {
 
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
-static int run_one(struct rig *rig, const struct kind *kind, uint8_t *buf, json_t **description)
+static uint64_t middle(const struct rig *rig)
 {
     uint64_t blocks = rig->info.capacity_sectors * VIRTIO_BLK_SECTOR_BYTES / REQUEST_BYTES;
+
+    return blocks / 2 * (REQUEST_BYTES / VIRTIO_BLK_SECTOR_BYTES);
+}
+
+/* Takes away what a run before this one has left where the first write goes, so that it has to be allocated.
+ * False if the device can't. */
+static bool empty_the_place(struct rig *rig)
+{
+    uint64_t unit = le32_get(rig->info.config.discard_sector_alignment), sector = middle(rig);
+
+    if (rig->info.read_only || !(rig->info.features & VIRTIO_BIT(VIRTIO_BLK_F_DISCARD)))
+        return false;
+    if (unit < REQUEST_BYTES / VIRTIO_BLK_SECTOR_BYTES)
+        unit = REQUEST_BYTES / VIRTIO_BLK_SECTOR_BYTES;
+    sector = sector / unit * unit;
+    if (unit > rig->info.capacity_sectors - sector)
+        unit = rig->info.capacity_sectors - sector;
+    return vblk_discard(rig->disk, 0, sector, unit) == 0;
+}
+
+static int run_one(struct rig *rig, const struct kind *kind, uint8_t *buf, json_t **description)
+{
     struct vblk_seg seg = {buf, kind->op == VBLK_GET_ID ? VIRTIO_BLK_ID_BYTES : REQUEST_BYTES};
     struct vblk_request request = {.op = kind->op};
     json_t *list = json_array();
@@ -130,7 +152,7 @@ static int run_one(struct rig *rig, const struct kind *kind, uint8_t *buf, json_
     int code;
 
     if (kind->op != VBLK_FLUSH && kind->op != VBLK_GET_ID)
-        request.sector = blocks / 2 * (REQUEST_BYTES / VIRTIO_BLK_SECTOR_BYTES);
+        request.sector = middle(rig);
     if (kind->op == VBLK_READ || kind->op == VBLK_WRITE || kind->op == VBLK_GET_ID) {
         request.segs = &seg;
         request.nsegs = 1;
@@ -162,8 +184,8 @@ static int run_one(struct rig *rig, const struct kind *kind, uint8_t *buf, json_
         if (r->step == 12)
             break;
     }
-    *description = json_pack("{s:s, s:s, s:s, s:i, s:o}", "kind", kind->name, "title", kind->title, "result",
-                             name_of_error(code), "sector", (int)request.sector, "records", list);
+    *description = json_pack("{s:s, s:s, s:s, s:I, s:o}", "kind", kind->name, "title", kind->title, "result",
+                             name_of_error(code), "sector", (json_int_t)request.sector, "records", list);
     return code;
 }
 
@@ -246,6 +268,8 @@ int command_trace(const struct settings *settings)
 
         if (!can_run(&rig, &kinds[i]) || (settings->only && strcmp(settings->only, kinds[i].name) != 0))
             continue;
+        if (i == 0 && !empty_the_place(&rig))
+            log_message("%s: does not discard: the first write may find its place allocated", rig.path);
         code = run_one(&rig, &kinds[i], buf, &one);
         json_array_append_new(list, one);
         ran++;

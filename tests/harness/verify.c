@@ -671,7 +671,7 @@ int command_verify(const struct settings *given)
     int code;
 
     if (!settings->depth || settings->depth > 4096 || settings->max_request > (64u << 20)) {
-        log_message("--qd is 1 to 4096, --max-request at most 64m");
+        log_message("--qd has to be 1 to 4096, and --max-request at most 64m (see `ringside verify --help`)");
         return 2;
     }
     with_image.scratch_image = true;
