@@ -21,7 +21,7 @@ static const struct {
      DRIVES | GROUP_CLIENT | GROUP_VERIFY, command_verify},
     {"bench", "load: operations and bytes a second, latency, and what they cost",
      DRIVES | GROUP_CLIENT | GROUP_BENCH, command_bench},
-    {"trace", "runs one request of each kind and prints the way that it went (writes 4 KiB in the middle)",
+    {"trace", "runs one request of each kind and prints the way that it went (OVERWRITES a bit of its middle)",
      (DRIVES & ~(unsigned)GROUP_JSON) | GROUP_TRACE, command_trace},
     {"conform", "judges the device: a row for each rule of the specification (OVERWRITES the disk)",
      GROUP_ANY | GROUP_JSON | GROUP_DEVICE | GROUP_CONFORM, command_conform},

@@ -3,6 +3,8 @@
  * halves, with times. The twelve steps are those of docs/life-of-a-request.md; a step that is visited again
  * (the disk is asked for a table first, say) is printed with a dot instead of its place in the list.
  *
+ * The place of the first write is discarded before it, so that it has to be allocated.
+ *
  * Steps 3 to 11 are seen only when the device is our own, in this process.
  */
 #include <inttypes.h>
