@@ -73,6 +73,17 @@ void virtio_blk_queue_resume(struct virtio_blk_queue *queue)
     }
 }
 
+/* Fails a parked request: its place in a zone, if it has one, is free again. */
+static void fail_parked(struct virtio_blk_request *request)
+{
+    struct zoned *zoned = request->queue->device->zoned;
+
+    if (zoned && (request->type == VIRTIO_BLK_T_OUT || request->type == VIRTIO_BLK_T_ZONE_APPEND))
+        zoned_write_end(zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
+                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, false);
+    virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
+}
+
 void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
 {
     struct virtio_blk_request *request = take_parked(queue);
@@ -84,7 +95,7 @@ void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
         if (queue->track_inflight)
             virtio_blk_queue_forget(queue, request);
         else
-            virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
+            fail_parked(request);
         request = next;
     }
 }

@@ -347,6 +347,34 @@ static void checklist_346_limits_of_open_and_active_zones(void **state)
 }
 
 /* 341, 347, 349, 350 */
+static void a_parked_write_that_is_failed_gives_its_place_back(void **state)
+{
+    struct rig_options options = options_for(0, 0, 32);
+    struct rig_request request;
+    struct rig_start stopped;
+    uint16_t id;
+    uint32_t len;
+
+    options.device.write_error = VIRTIO_BLK_STOP;
+    rig_length = BYTES;
+    rig_init(&options);
+    rig_length = 0;
+    fake.error = -ENOSPC;
+    fake.fail_bytes = BYTES;
+    request = rig_request(0, VIRTIO_BLK_T_OUT, 5 * ZONE, rig_alloc(4096, 512), 4096, false);
+    rig_kick(0);
+    assert_int_equal(rig.stops, 1);
+    stopped = rig_stop(0);
+    assert_true(rig_used(0, &id, &len));
+    assert_int_equal(rig_status(request.status), VIRTIO_BLK_S_IOERR);
+    fake.error = 0;
+    rig.setup[0].last_avail_idx = stopped.last_avail;
+    rig.setup[0].last_used_idx = stopped.last_used;
+    assert_int_equal(rig_start(0), 0);
+    assert_int_equal(out(5 * ZONE, 8), OK);
+    rig_fini();
+}
+
 static void checklist_341_347_349_350_append_says_where(void **state)
 {
     uint64_t at;
@@ -603,6 +631,7 @@ int main(void)
         cmocka_unit_test(checklist_348_351_352_354_writes_go_to_the_write_pointer),
         cmocka_unit_test(writes_in_flight_take_their_place_at_once),
         cmocka_unit_test(checklist_346_limits_of_open_and_active_zones),
+        cmocka_unit_test(a_parked_write_that_is_failed_gives_its_place_back),
         cmocka_unit_test(checklist_341_347_349_350_append_says_where),
         cmocka_unit_test(an_append_of_any_framing),
         cmocka_unit_test(checklist_353_read_only_and_offline_zones),
