@@ -5,6 +5,7 @@
 blk=$bin/ringside-blk ringside=$bin/ringside
 image=$tmp/disk.qcow2 sock=$tmp/sock ctl=$tmp/control
 qemu-img create -q -f qcow2 "$image" 256M
+mkdir "$tmp/shm"
 
 up() { test -S "$sock" && { [ $# -eq 0 ] || test -S "$1"; }; }
 control() { # request; prints the answer
@@ -24,7 +25,7 @@ bench() { timeout 60 "$ringside" bench --device="$sock" --deadline=60 "$@"; }
 verify() { timeout 60 "$ringside" verify --device="$sock" --deadline=60 "$@"; }
 
 # --- what it records
-start traced "$blk" --socket-path="$sock" --control="$ctl" --trace="$tmp/trace" --audit="$tmp/audit" "$image"
+start traced "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" --trace="$tmp/trace" --audit="$tmp/audit" "$image"
 wait_for 10 up "$ctl"
 ok "a front end works under trace and audit" verify --bytes=4m --span=16m
 ok "recording can be stopped" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"trace\",\"on\":false}' | jq -e .return"
@@ -43,9 +44,10 @@ ok "operations are counted, and each has a place in the histogram" stats '
 stop traced
 ok "SIGTERM" test "$stopped" = 0
 ok "the image is whole" qemu-img check -q "$image"
+ok "nothing that should outlive a death is left after an end" sh -c "ls '$tmp/shm'; test -z \"\$(ls '$tmp/shm')\""
 
 # --- errors that wait for somebody
-start parks "$blk" --socket-path="$sock" --control="$ctl" --rerror=stop --inject="read,skip=20,times=2,error=EIO" "$image"
+start parks "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" --rerror=stop --inject="read,skip=20,times=2,error=EIO" "$image"
 wait_for 10 up "$ctl"
 start load "$ringside" bench --device="$sock" --deadline=60 --ops=2000 --runtime=60 --ramp=0 --span=64m --bs=64k
 ok "a read that fails is parked" wait_for 20 grep -q "a request waits after an error" "$tmp/parks.log"
@@ -63,7 +65,7 @@ stop parks
 ok "SIGTERM" test "$stopped" = 0
 
 # --- a capacity that grows under a front end
-start grows "$blk" --socket-path="$sock" --control="$ctl" "$image"
+start grows "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" "$image"
 wait_for 10 up "$ctl"
 ok "the capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 268435456"
 ok "resize" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resize\",\"bytes\":\"384M\"}' | jq -e .return"
