@@ -81,6 +81,8 @@ static void print_help(const struct cmd_option_table *tables)
     cmd_options_help(stdout, tables);
 }
 
+static const char survive_default[] = "/dev/shm";
+
 /* Exit status, or -1 to go on. */
 static int parse_command_line(struct program *p, int argc, char **argv)
 {
@@ -99,7 +101,7 @@ static int parse_command_line(struct program *p, int argc, char **argv)
     }
     p->options.sandbox = true;
     cmd_device_options_init(&p->device_options);
-    p->device_options.open.survive_dir = "/dev/shm";
+    p->device_options.open.survive_dir = survive_default;
     if (cmd_options_parse(argc, argv, tables, &first, &err) < 0)
         return usage_error(&err);
     if (p->options.help) {
@@ -129,6 +131,15 @@ static int parse_command_line(struct program *p, int argc, char **argv)
     }
     if (cmd_device_options_check(&p->device_options, &err) < 0)
         return usage_error(&err);
+    /* An image that is taken over later finds no file there: none is opened after the start. */
+    const char **survive_dir = &p->device_options.open.survive_dir;
+    if (p->options.handover && *survive_dir == survive_default)
+        *survive_dir = NULL;
+    if (p->options.handover && *survive_dir) {
+        error_set(&err, -EINVAL, "--handover and --survive=%s exclude each other (leave one out)",
+                  *survive_dir);
+        return usage_error(&err);
+    }
     return -1;
 }
 

@@ -70,6 +70,8 @@ ok "throttling that makes no sense" says 2 "--throttle=speed=1" --throttle=speed
 ok "two images" says 2 "there is an image already" --socket-path="$sock" --blk-file="$image" "$image"
 ok "one image too many" says 2 "one image too many" --socket-path="$sock" "$image" "$image"
 ok "socket-path and fd exclude each other" says 2 "exclude each other" --socket-path="$sock" --fd=3 "$image"
+ok "handover and survive exclude each other" says 2 "exclude each other" --socket-path="$sock" --handover --survive="$tmp" "$image"
+ok "a directory to survive in that is none" says 2 "neither a directory nor off" --socket-path="$sock" --survive="$image" "$image"
 ok "null without a size" says 2 "--size=BYTES" --socket-path="$sock" --format=null
 ok "null with a file" says 2 "needs no file" --socket-path="$sock" --format=null --size=1M "$image"
 ok "a size for a file" says 2 "only a null image" --socket-path="$sock" --size=1M "$image"
