@@ -93,6 +93,9 @@ static int negotiate(struct bed *bed, const struct bed_options *options)
         bed->capacity = le64_get(bed->config.capacity);
     }
     bed->accepted = bed->offered & (options->features | VIRTIO_BIT(VIRTIO_F_VERSION_1));
+    /* A host-managed disk works only for who knows zones (5.2.5.2). */
+    if ((bed->offered & VIRTIO_BIT(VIRTIO_BLK_F_ZONED)) && bed->config.zoned.model == VIRTIO_BLK_Z_HM)
+        bed->accepted |= VIRTIO_BIT(VIRTIO_BLK_F_ZONED);
     if (options->packed)
         bed->accepted |= bed->offered & VIRTIO_BIT(VIRTIO_F_RING_PACKED);
     else

@@ -11,7 +11,8 @@
 #include "tests/harness/rig.h"
 
 static const struct conform_rule *const chapters[] = {conform_general_rules, conform_ring_rules,
-                                                      conform_request_rules, conform_vhost_rules};
+                                                      conform_request_rules, conform_zoned_rules,
+                                                      conform_vhost_rules};
 
 #define CHAPTERS (sizeof(chapters) / sizeof(chapters[0]))
 

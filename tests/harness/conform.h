@@ -35,7 +35,7 @@ struct conform_rule {
 };
 
 extern const struct conform_rule conform_general_rules[], conform_ring_rules[], conform_request_rules[],
-    conform_vhost_rules[]; /* each ends with a rule without text */
+    conform_zoned_rules[], conform_vhost_rules[]; /* each ends with a rule without text */
 
 /* For rules: says why, and returns the verdict. */
 enum verdict conform_fail(struct conform *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
