@@ -408,6 +408,10 @@ void coroutine_fn blk_co_drain_begin(struct blk *blk)
 {
     inflight_close_begin(&blk->inflight);
     inflight_wait(&blk->inflight);
+    /* Whoever pauses a disk may copy its file: metadata must not be in our caches alone. An error stays with
+     * the node, for the next flush that somebody waits for. */
+    if (!blk->node->inactive)
+        (void)node_co_flush(blk->node);
 }
 
 void blk_drain_end(struct blk *blk)

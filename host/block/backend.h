@@ -64,8 +64,8 @@ void blk_aio_pwrite_zeroes(struct blk *blk, struct blk_request *request, uint64_
 void blk_aio_pdiscard(struct blk *blk, struct blk_request *request, uint64_t offset, uint64_t bytes);
 void blk_aio_flush(struct blk *blk, struct blk_request *request);
 
-/* Waits until nothing submitted through BLK, on any loop, is in flight. New requests are parked from _begin
- * to _end and go on after it. Coroutine. Nests. */
+/* Waits until nothing submitted through BLK, on any loop, is in flight, and writes out what caches hold. New
+ * requests are parked from _begin to _end and go on after it. Coroutine. Nests. */
 void coroutine_fn blk_co_drain_begin(struct blk *blk);
 void blk_drain_end(struct blk *blk);
 

@@ -190,6 +190,14 @@ static void coroutine_fn hand_image_on(void *opaque)
                     strerror(-ret));
 }
 
+/* Without --handover: what the guest has written is in the file when it is no longer served. */
+static void coroutine_fn write_image_out(void *opaque)
+{
+    struct program *p = opaque;
+    blk_co_drain_begin(p->device->blk);
+    blk_drain_end(p->device->blk);
+}
+
 static void on_quit(void *opaque)
 {
     struct program *p = opaque;
@@ -264,7 +272,7 @@ static int serve(struct program *p, struct error *err)
         .iommu = p->options.iommu,
         .once = p->options.once,
         .co_take = p->options.handover ? take_image : NULL,
-        .co_hand_on = p->options.handover ? hand_image_on : NULL,
+        .co_hand_on = p->options.handover ? hand_image_on : write_image_out,
         .parked = on_parked,
         .stopped = on_server_stopped,
         .opaque = p,

@@ -28,8 +28,8 @@ struct vhost_user_server_options {
     bool iommu; /* offer ACCESS_PLATFORM: addresses are translated by the front end (IOTLB) */
     bool once;  /* stop after the first front end has left */
     /* Called before the first ring is served and after the last one was given back, to take the image over
-     * from another process and hand it on: NULL for an image that stays here. An error of co_take ends the
-     * connection. Coroutines on the control loop. */
+     * from another process and hand it on, or to write it out: NULL where nothing has to happen. An error of
+     * co_take ends the connection. Coroutines on the control loop. */
     int (*co_take)(void *opaque, struct error *err);
     void (*co_hand_on)(void *opaque);
     /* The error policy parked a request of QUEUE. On the control loop. NULL: it is only logged. */
