@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC     "RINGSIDE-QCOW2-2"
+#define MAGIC     "RINGSIDE-QCOW2-3"
 #define LOG_MAX   16384u
 #define SLOTS_MAX (1u << 26)
 /* So much later than the last time in the head may the image have been written by us: a request had passed
@@ -50,6 +50,7 @@ struct head {
     uint32_t log_count; /* atomic */
     uint32_t log_lost;  /* it was full: what is here is not all */
     uint64_t written;   /* atomic; seconds since the epoch: when we were last at writing to the image */
+    int64_t opened_s, opened_ns; /* the image's time of modification when all this began */
 };
 
 struct survivor {
@@ -398,14 +399,25 @@ static uint64_t seconds_now(void)
     return (uint64_t)now.tv_sec;
 }
 
-/* Has anybody written to the image since? Data that is written in place leaves the tables as they were, and
- * what is left here may be a discard of it: so the file's own time decides. */
-static bool image_is_newer(const struct qcow2 *s, const struct head *head)
+static bool image_time(const struct qcow2 *s, struct timespec *time)
 {
     const struct host_file *image = s->node->file->host;
     struct stat st;
-    return stat(image->path, &st) < 0 || st.st_dev != image->device || st.st_ino != image->inode ||
-           st.st_mtim.tv_sec < 0 || (uint64_t)st.st_mtim.tv_sec > head->written + SLACK_SECONDS;
+    if (stat(image->path, &st) < 0 || st.st_dev != image->device || st.st_ino != image->inode ||
+        st.st_mtim.tv_sec < 0)
+        return false;
+    *time = st.st_mtim;
+    return true;
+}
+
+/* Has anybody written to the image since? Data that is written in place leaves the tables as they were, and
+ * what is left here may be a discard of it: so the file's own time decides. It does not go back either, but
+ * for a backup that is restored with its time. */
+static bool image_is_anothers(const struct qcow2 *s, const struct head *head)
+{
+    struct timespec time;
+    return !image_time(s, &time) || (uint64_t)time.tv_sec > head->written + SLACK_SECONDS ||
+           time.tv_sec < head->opened_s || (time.tv_sec == head->opened_s && time.tv_nsec < head->opened_ns);
 }
 
 static bool anything_left(const struct leftover *o)
@@ -444,7 +456,7 @@ static int coroutine_fn co_recover_from(struct qcow2 *s, const struct head *head
     if (!o.disk)
         return error_set(err, -ENOMEM, "out of memory");
     o.ref = o.disk + largest / 8;
-    int ret = head->log_lost || image_is_newer(s, head) ? -ESTALE : co_verify_log(&o);
+    int ret = head->log_lost || image_is_anothers(s, head) ? -ESTALE : co_verify_log(&o);
     if (ret == 0)
         ret = co_verify_part(&o, true);
     if (ret == 0)
@@ -528,6 +540,11 @@ void survivor_start(struct qcow2 *s)
     plan.inode = s->node->file->host->inode;
     plan.file_bytes = s->file_bytes;
     plan.written = seconds_now();
+    struct timespec opened;
+    if (!image_time(s, &opened))
+        opened = (struct timespec){0, 0};
+    plan.opened_s = opened.tv_sec;
+    plan.opened_ns = opened.tv_nsec;
     memcpy(plan.magic, MAGIC, 16);
 
     int ret = ftruncate(v->fd, 0) < 0 || ftruncate(v->fd, (off_t)at) < 0

@@ -224,6 +224,9 @@ static void nor_what_a_backup_brought_back(void **state)
     run(discards_and_dies, true);
     make_newer(60);
     assert_int_equal(run(looks, true), 'a');
+    run(discards_and_dies, true);
+    make_newer(-3600); /* with the time that it was made at */
+    assert_int_equal(run(looks, true), 'a');
 }
 
 static void an_allocation_outlives_its_process(void **state)
