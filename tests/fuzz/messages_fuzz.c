@@ -97,7 +97,9 @@ static void helper(unsigned which, int fd, struct client_guest *g)
         client_send_u64(fd, VHOST_USER_SET_PROTOCOL_FEATURES, PROTOCOL_USED);
         break;
     case 1:
-        client_send_u64(fd, VHOST_USER_SET_FEATURES, VIRTIO_BIT(VIRTIO_F_VERSION_1) | 1ull << 30);
+        client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                        VIRTIO_BIT(VIRTIO_F_VERSION_1) | 1ull << 30 |
+                            (which & 32 ? VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) : 0));
         break;
     case 2:
         client_send_u64(fd, VHOST_USER_SET_FEATURES,
@@ -146,6 +148,17 @@ static void helper(unsigned which, int fd, struct client_guest *g)
             client_send(fd, VHOST_USER_REM_MEM_REG, &region, sizeof region, NULL, 0);
         else
             client_send(fd, VHOST_USER_ADD_MEM_REG, &region, sizeof region, &g->fd, 1);
+        break;
+    }
+    case 14: {
+        /* I/O virtual addresses that are the front end's own. */
+        struct vhost_user_iotlb iotlb = {.iova = guest_user(g, queue * 4096),
+                                         .size = 0x10000,
+                                         .user_addr = guest_user(g, queue * 4096),
+                                         .permissions = 3,
+                                         .type = which & 32 ? VHOST_USER_IOTLB_INVALIDATE
+                                                            : VHOST_USER_IOTLB_UPDATE};
+        client_send(fd, VHOST_USER_IOTLB_MSG, &iotlb, sizeof iotlb, NULL, 0);
         break;
     }
     default:
@@ -238,6 +251,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                                 .queue_size_max = 128,
                                                 .queue_loops = &f.loop,
                                                 .queue_loop_count = 1,
+                                                .iommu = true,
                                                 .stopped = on_stopped};
     f.stopped = false;
     struct vhost_user_server *server = vhost_user_server_fd(pair[1], &options, &err);
