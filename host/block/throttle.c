@@ -26,7 +26,7 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
     struct throttle_config *config = opaque;
     uint64_t number;
     if (!value || parse_size(value, &number) < 0 || number > RATE_MAX)
-        return error_set(err, -EINVAL, "throttle: '%s' is not a rate for '%s' (a number up to 10^12)",
+        return error_set(err, -EINVAL, "'%s' is not a rate for '%s' (a number up to 10^12)",
                          value ? value : "", key);
     if (strcmp(key, "iops-size") == 0) {
         config->iops_size = number;
@@ -46,9 +46,9 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
             continue;
         return 0;
     }
-    return error_set(
-        err, -EINVAL,
-        "throttle: unknown limit '%s' (iops, bps, with -read or -write, -max, -max-length; iops-size)", key);
+    return error_set(err, -EINVAL,
+                     "unknown limit '%s' (iops, bps, with -read or -write, -max, -max-length; iops-size)",
+                     key);
 }
 
 int throttle_parse(const char *list, struct throttle_config *config, struct error *err)
@@ -59,13 +59,11 @@ int throttle_parse(const char *list, struct throttle_config *config, struct erro
         return ret;
     for (unsigned i = 0; i < THROTTLE_LIMITS; i++) {
         if (config->limit[i].max && config->limit[i].max < config->limit[i].avg)
-            return error_set(err, -EINVAL, "throttle: %s-max is less than %s", limit_names[i],
-                             limit_names[i]);
+            return error_set(err, -EINVAL, "%s-max is less than %s", limit_names[i], limit_names[i]);
         if (config->limit[i].max && !config->limit[i].avg)
-            return error_set(err, -EINVAL, "throttle: %s-max without %s", limit_names[i], limit_names[i]);
+            return error_set(err, -EINVAL, "%s-max without %s", limit_names[i], limit_names[i]);
         if (config->limit[i].length && !config->limit[i].max)
-            return error_set(err, -EINVAL, "throttle: %s-max-length without %s-max", limit_names[i],
-                             limit_names[i]);
+            return error_set(err, -EINVAL, "%s-max-length without %s-max", limit_names[i], limit_names[i]);
     }
     return 0;
 }

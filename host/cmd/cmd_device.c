@@ -34,6 +34,7 @@ static int set_format(void *values, const char *value, struct error *err)
 static int set_backing(void *values, const char *value, struct error *err)
 {
     struct cmd_device_options *o = values;
+    struct stat st;
     o->open.backing_dir = NULL;
     if (strcmp(value, "deny") == 0) {
         o->open.backing = BACKING_DENY;
@@ -42,6 +43,8 @@ static int set_backing(void *values, const char *value, struct error *err)
     } else {
         o->open.backing = BACKING_DIR;
         o->open.backing_dir = value;
+        if (stat(value, &st) < 0 || !S_ISDIR(st.st_mode))
+            return error_set(err, -EINVAL, "--backing=%s: neither deny nor same-dir nor a directory", value);
     }
     return 0;
 }

@@ -81,8 +81,9 @@ static void *ring_part(const struct vhost_user_connection *c, unsigned index, co
     }
     if (!p || (uintptr_t)p % part->align != 0) {
         error_set(err, -EFAULT,
-                  "ring %u: %s at 0x%" PRIx64 " (%" PRIu64 " bytes) does not lie in one memory region", index,
-                  part->name, part->addr, part->bytes);
+                  "ring %u: %s at 0x%" PRIx64 " (%" PRIu64
+                  " bytes) does not lie in one memory region (is the guest's memory shared? QEMU: share=on)",
+                  index, part->name, part->addr, part->bytes);
         return NULL;
     }
     return p;

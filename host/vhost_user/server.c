@@ -239,7 +239,7 @@ struct vhost_user_server *vhost_user_server_fd(int fd, const struct vhost_user_s
         getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX ||
         type != SOCK_STREAM || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0) {
         error_set(err, -ENOTSOCK,
-                  "descriptor %d is not a Unix stream socket (hand over a listening or connected one)", fd);
+                  "descriptor %d: is not a Unix stream socket (hand over a listening or connected one)", fd);
         close(fd);
         return NULL;
     }
