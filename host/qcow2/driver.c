@@ -44,8 +44,6 @@ static int coroutine_fn co_read_tables(struct qcow2 *s, const struct open_option
 {
     uint64_t l1_offset = s->l1_offset, l1_size = s->l1_size;
     if (options->snapshot) {
-        if (s->snapshots_error)
-            return error_set(err, s->snapshots_error, "the snapshot table cannot be read");
         struct qcow2_snapshot *snapshot = qcow2_find_snapshot(s, options->snapshot);
         if (!snapshot)
             return error_set(err, -ENOENT, "there is no snapshot '%s'", options->snapshot);
