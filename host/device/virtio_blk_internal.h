@@ -122,6 +122,7 @@ struct virtio_blk_queue {
     const uint32_t *memory_broken;
     int call_fd;
     struct loop_fd kick;
+    bool kick_is_pipe;
     struct loop_deferred flush;
     struct loop_bh again;
     struct loop_bh resume;

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/device/virtio_blk_internal.h"
@@ -274,12 +275,27 @@ static void on_resume(void *opaque)
     virtio_blk_queue_resume(opaque);
 }
 
+/* A pipe that nobody empties would hold up its writer in the end. */
+static void empty_pipe(struct virtio_blk_queue *queue)
+{
+    char kicks[512];
+    ssize_t n = read(queue->kick.fd, kicks, sizeof(kicks));
+
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+        return;
+    /* At its end it would be readable for ever. */
+    virtio_blk_queue_break(queue, "the kick pipe was closed");
+    loop_fd_remove(&queue->kick);
+}
+
 /* Every write to the eventfd is an edge; its counter need not be read while the queue runs. */
 static void on_kick(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
 
     STAT_ADD(queue, kicks, 1);
+    if (__builtin_expect(queue->kick_is_pipe, 0))
+        empty_pipe(queue);
     virtio_blk_handle_queue(queue);
 }
 
@@ -609,6 +625,7 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
                                          .last_avail_idx = setup->last_avail_idx,
                                          .last_used_idx = setup->last_used_idx,
                                          .indexes_follow = setup->inflight};
+    struct stat st;
     const char *why;
 
     if (queue->state != QUEUE_STOPPED)
@@ -665,6 +682,8 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->shown = false;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
+    queue->kick_is_pipe = setup->kick_fd >= 0 && fstat(setup->kick_fd, &st) == 0 && S_ISFIFO(st.st_mode);
+    queue->kick.edge = !queue->kick_is_pipe;
     queue->call_fd = setup->call_fd;
     queue->repoll_ns = setup->no_kicks ? REPOLL_MIN_NS : 0;
     control_call(queue, control_start);
