@@ -194,10 +194,7 @@ static json_t *coroutine_fn command_trace(struct control_options *c, const json_
         error_set(err, -EINVAL, "\"on\" is missing (true or false)");
         return NULL;
     }
-    blk_co_drain_begin(c->device->blk);
     cmd_trace_record(c->trace, json_is_true(on));
-    c->tracing = json_is_true(on);
-    blk_drain_end(c->device->blk);
     return json_object();
 }
 

@@ -21,7 +21,6 @@ struct control_options {
     struct cmd_device *device;
     struct vhost_user_server *server;
     struct cmd_trace *trace; /* or NULL */
-    bool tracing;
     void (*quit)(void *opaque);
     void *opaque;
 };

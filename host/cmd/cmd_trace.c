@@ -19,6 +19,7 @@
 #define LINE_BYTES   256u
 
 struct buffer {
+    struct spinlock guard; /* its thread against whoever turns recording off: hardly ever contended */
     size_t used;
     char text[BUFFER_BYTES];
 };
@@ -27,9 +28,9 @@ struct cmd_trace {
     int fd;
     int error; /* the first one of writing; atomic */
     char *name;
-    struct buffer *buffers[LOOPS_MAX]; /* each used by its loop's thread alone */
-    struct spinlock other_guard;       /* for threads that have no loop */
-    struct buffer other;
+    bool recording;                    /* atomic */
+    struct buffer *buffers[LOOPS_MAX]; /* each filled by its loop's thread alone; atomic */
+    struct buffer other;               /* for threads that have no loop */
 };
 
 static void buffer_flush(struct cmd_trace *t, struct buffer *b)
@@ -66,17 +67,30 @@ static void trace_to_file(void *opaque, const struct trace_record *r)
 {
     struct cmd_trace *t = opaque;
     struct loop *loop = loop_current();
-    if (!loop) {
-        spin_lock(&t->other_guard);
-        buffer_add(t, &t->other, "-", r);
-        spin_unlock(&t->other_guard);
+    struct buffer *b = &t->other;
+    if (!__atomic_load_n(&t->recording, __ATOMIC_RELAXED))
         return;
+    if (loop) {
+        struct buffer **slot = &t->buffers[loop_index(loop)];
+        b = __atomic_load_n(slot, __ATOMIC_RELAXED);
+        if (!b) {
+            b = calloc(1, sizeof *b);
+            /* Partner: the acquire in cmd_trace_record. */
+            __atomic_store_n(slot, b, __ATOMIC_RELEASE);
+        }
+        if (!b)
+            return;
     }
-    struct buffer **b = &t->buffers[loop_index(loop)];
-    if (!*b)
-        *b = calloc(1, sizeof **b);
-    if (*b)
-        buffer_add(t, *b, loop_name(loop), r);
+    spin_lock(&b->guard);
+    buffer_add(t, b, loop ? loop_name(loop) : "-", r);
+    spin_unlock(&b->guard);
+}
+
+static void buffer_flush_locked(struct cmd_trace *t, struct buffer *b)
+{
+    spin_lock(&b->guard);
+    buffer_flush(t, b);
+    spin_unlock(&b->guard);
 }
 
 struct cmd_trace *cmd_trace_open(const char *file, struct error *err)
@@ -97,25 +111,28 @@ struct cmd_trace *cmd_trace_open(const char *file, struct error *err)
         free(t);
         return NULL;
     }
+    trace_listen(trace_to_file, t);
     return t;
 }
 
 void cmd_trace_record(struct cmd_trace *t, bool on)
 {
-    trace_listen(on ? trace_to_file : NULL, on ? t : NULL);
+    __atomic_store_n(&t->recording, on, __ATOMIC_RELAXED);
     if (on)
         return;
     for (unsigned i = 0; i < LOOPS_MAX; i++) {
-        if (t->buffers[i])
-            buffer_flush(t, t->buffers[i]);
+        struct buffer *b = __atomic_load_n(&t->buffers[i], __ATOMIC_ACQUIRE);
+        if (b)
+            buffer_flush_locked(t, b);
     }
-    buffer_flush(t, &t->other);
+    buffer_flush_locked(t, &t->other);
 }
 
 int cmd_trace_close(struct cmd_trace *t, struct error *err)
 {
     if (!t)
         return 0;
+    trace_listen(NULL, NULL);
     cmd_trace_record(t, false);
     int ret = t->error;
     if (close(t->fd) < 0 && ret == 0)

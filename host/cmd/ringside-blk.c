@@ -282,12 +282,8 @@ static int serve(struct program *p, struct error *err)
     if (!p->server)
         return -EIO;
     if (p->options.control) {
-        struct control_options control = {.device = p->device,
-                                          .server = p->server,
-                                          .trace = p->trace,
-                                          .tracing = p->trace != NULL,
-                                          .quit = on_quit,
-                                          .opaque = p};
+        struct control_options control = {
+            .device = p->device, .server = p->server, .trace = p->trace, .quit = on_quit, .opaque = p};
         p->control = control_listen(p->options.control, err);
         if (!p->control)
             return -EIO;
