@@ -612,9 +612,13 @@ void survivor_clean(struct qcow2 *s)
 void survivor_end(struct qcow2 *s, bool keep)
 {
     struct survivor *v = s->survivor;
+    struct stat st;
     if (!v)
         return;
     s->survivor = NULL;
+    /* An open that failed before survivor_start leaves nothing to be found. */
+    if (keep && fstat(v->fd, &st) == 0 && st.st_size == 0)
+        keep = false;
     /* The words go away with the mapping. */
     if (v->head) {
         s->l2.words = s->ref.words = NULL;

@@ -90,6 +90,11 @@ ok "and the file is left alone" test -f "$tmp/file"
 ok "a descriptor that is not open" says 1 "descriptor 77" --fd=77 "$image"
 ok "a descriptor that is no socket" says 1 "is not a Unix stream socket" --fd=0 "$image"
 ok "a directory of backing files that is not there" says 2 "neither deny nor same-dir" --backing="$tmp/none" --socket-path="$sock" "$image"
+mkdir "$tmp/survive"
+qemu-img create -q -f qcow2 -b /etc/hostname -F raw "$tmp/stranger.qcow2" 1M
+ok "an image that names a file elsewhere" says 1 "which is not in" --survive="$tmp/survive" --socket-path="$sock" \
+    "$tmp/stranger.qcow2"
+ok "what was refused leaves no file behind" rmdir "$tmp/survive"
 ok "a limit that is none, named once" says 2 "ringside-blk: --throttle=iops=x: 'x' is not a rate" --throttle=iops=x --socket-path="$sock" "$image"
 ok "an image that is none begins with its name" says 1 "ringside-blk: $tmp/short.qcow2: " --socket-path="$sock" "$tmp/short.qcow2"
 ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$sock" --trace="$tmp/none/trace" "$image"
