@@ -2,6 +2,7 @@
 #include "tests/harness/conform.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -70,10 +71,19 @@ bool conform_open(struct conform *c, uint64_t features)
     return conform_open_options(c, (struct bed_options){.features = features});
 }
 
+/* Of a disk that every rule has room on */
+#define LEAST_SECTORS 2048u
+
 static bool learn(struct conform *c)
 {
     if (!conform_open(c, 0))
         return false;
+    if (c->bed.capacity < LEAST_SECTORS) {
+        snprintf(c->why, sizeof(c->why),
+                 "its disk has %" PRIu64 " sectors, too few to judge it by (%u will do)", c->bed.capacity,
+                 LEAST_SECTORS);
+        return false;
+    }
     c->offered = c->bed.offered;
     c->read_only = c->offered & VIRTIO_BIT(VIRTIO_BLK_F_RO);
     bed_close(&c->bed);
@@ -129,6 +139,7 @@ int command_conform(const struct settings *settings)
     struct conform c = {.path = NULL};
     struct settings with_image = *settings;
     struct tally tally = {.rows = json_array(), .quiet = settings->json};
+    unsigned ran;
 
     if (settings->list) {
         list_rules();
@@ -173,7 +184,10 @@ int command_conform(const struct settings *settings)
         printf("%u pass, %u fail, %u not applicable\n", tally.count[VERDICT_PASS], tally.count[VERDICT_FAIL],
                tally.count[VERDICT_NA]);
     }
+    ran = tally.count[VERDICT_PASS] + tally.count[VERDICT_FAIL] + tally.count[VERDICT_NA];
+    if (!ran)
+        log_message("--only=%s: no such rule (--list names them)", settings->only ? settings->only : "");
     json_decref(tally.rows);
     rig_close(&rig);
-    return tally.count[VERDICT_FAIL] ? 1 : 0;
+    return tally.count[VERDICT_FAIL] || !ran ? 1 : 0;
 }

@@ -235,6 +235,18 @@ static int take(struct settings *settings, const char *command, unsigned groups,
     return device_option(settings, command, word);
 }
 
+/* A word that is no option is our own device's image. */
+static int image_word(struct settings *settings, const char *command, const char *word)
+{
+    static char option[4096 + sizeof "--blk-file="];
+
+    if (option[0])
+        return usage(command, "one image too many", word);
+    if (snprintf(option, sizeof(option), "--blk-file=%s", word) >= (int)sizeof(option))
+        return usage(command, "too long for a file's name", word);
+    return device_option(settings, command, option);
+}
+
 int settings_parse(struct settings *settings, const char *command, unsigned groups, int argc, char **argv)
 {
     memset(settings, 0, sizeof(*settings));
@@ -244,9 +256,12 @@ int settings_parse(struct settings *settings, const char *command, unsigned grou
     for (int at = 1; at < argc; at++) {
         int code;
 
-        if (strncmp(argv[at], "--", 2) != 0 || !argv[at][2])
+        if ((groups & GROUP_DEVICE) && argv[at][0] != '-' && argv[at][0])
+            code = image_word(settings, command, argv[at]);
+        else if (strncmp(argv[at], "--", 2) != 0 || !argv[at][2])
             return usage(command, "not an option", argv[at]);
-        code = take(settings, command, groups, argc, argv, &at);
+        else
+            code = take(settings, command, groups, argc, argv, &at);
         if (code)
             return code;
     }

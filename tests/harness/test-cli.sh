@@ -33,6 +33,13 @@ ok "the device's options need our own device" status 2 "$r" info --device="$tmp/
 ok "a socket that is not there is a failure" status 1 "$r" info --device="$tmp/none"
 ok "and it is named" says "$tmp/none" "$r" info --device="$tmp/none"
 ok "an image that is not there is a failure" status 1 "$r" info --blk-file="$tmp/none"
+qemu-img create -q -f raw "$tmp/disk.raw" 16M
+: >"$tmp/empty.raw"
+ok "an image without a name in front" status 0 "$r" info "$tmp/disk.raw"
+ok "and no second one" status 2 "$r" info "$tmp/disk.raw" "$tmp/empty.raw"
+ok "conform: a rule that there is not is no success" status 1 "$r" conform --only=nonsense
+ok "torture: a case that there is not is no success, and is named" says "--only=nonsense" "$r" torture --only=nonsense
+ok "conform: a disk that is too small gets one sentence" says "too few to judge it by" "$r" conform "$tmp/empty.raw"
 ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -e '.rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
 ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -e '.rings.format == \"packed\"'"
 ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -e '.protocol | index(\"CONFIG\")'"

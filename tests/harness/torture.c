@@ -256,6 +256,8 @@ int command_torture(const struct settings *settings)
         bed_sleep_ms(50);
     }
     report(&tally, settings, after > before ? after - before : 0, at < list.count ? list.count - at - 1 : 0);
+    if (!ran)
+        log_message("--only=%s: no such case (--list names them)", settings->only ? settings->only : "");
     free(list.cases);
     json_decref(tally.rows);
     rig_close(&rig);
