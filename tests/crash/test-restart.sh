@@ -65,6 +65,15 @@ done
 disk qcow2
 ok "qcow2, no allocations: killed" restarted KILL "$tmp/disk" qcow2 "" $plain_writes --queues=2
 ok "the image is sound" qemu-img check -q "$tmp/disk"
+if "$bin/ringside-blk" --help | grep -q -- --survive; then
+    rm -f "$tmp/disk"
+    qemu-img create -q -f qcow2 "$tmp/disk" 32M
+    ok "qcow2, nothing allocated, every kind of request: killed" restarted KILL "$tmp/disk" qcow2 "--survive=$tmp" --queues=2
+    # Clusters may be lost to nobody (leaks: status 3), nothing else.
+    ok "the image is sound" sh -c "qemu-img check -q '$tmp/disk' || [ \$? -eq 3 ]"
+else
+    skip "qcow2, nothing allocated, every kind of request: killed" "no --survive in this build"
+fi
 disk qcow2
 ok "qcow2, every kind of request: asked to end and started again" restarted TERM "$tmp/disk" qcow2 "" --queues=2
 ok "the image is sound" qemu-img check -q "$tmp/disk"
