@@ -231,7 +231,7 @@ struct qcow2 {
     struct qcow2_snapshot *snapshots;
     uint32_t nb_snapshots;
     uint64_t snapshots_offset, snapshots_bytes;
-    bool on_snapshot;    /* opened to read one: l1 is that snapshot's */
+    bool on_snapshot; /* opened to read one: l1 is that snapshot's */
 
     struct survivor *survivor; /* NULL: metadata does not survive the process */
     struct qcow2_crypto *crypto;

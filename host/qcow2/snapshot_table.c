@@ -1,8 +1,8 @@
 /*
  * The table of internal snapshots (checklist J): read, found in, written.
  *
- * What always holds: an image whose table cannot be read is not opened, so none is lost by rewriting it; extra
- * data that is not known is kept.
+ * What always holds: an image whose table cannot be read is not opened, so none is lost by rewriting it;
+ * extra data that is not known is kept.
  */
 #include <errno.h>
 #include <stdlib.h>
