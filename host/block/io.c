@@ -76,6 +76,7 @@ static inline void coroutine_fn tracked_begin(struct node *node, struct tracked_
     self->end = end;
     self->serialising = serialising;
     self->slot = inflight_slot(&node->inflight);
+    self->counted = false;
     if (!node_has_blocks(node))
         return;
     if (!serialising && inflight_enter(&node->inflight, self->slot)) {
