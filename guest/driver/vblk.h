@@ -31,8 +31,14 @@ extern "C" {
 #endif
 
 enum vblk_op {
+    /* -VBLK_EIO also if the device calls it done and says that it wrote less (2.7.8.3): a success has all
+     * bytes. Only a device that never says more than 1 for any request is taken at its status alone. */
     VBLK_READ,
     VBLK_WRITE,
+    /* On success all writes are durable that were complete, on any queue, when it was submitted. If a device
+     * reset came between a write's completion and its flush, the write may be gone, and -VBLK_EIO says so: to
+     * the first flush of each queue, and to all others of that queue that were submitted before its answer.
+     * Each queue is told once, so one owner's flush takes the news from no other. */
     VBLK_FLUSH,
     VBLK_DISCARD,
     VBLK_WRITE_ZEROES,
@@ -74,7 +80,7 @@ struct vblk_request {
         uint64_t remaining; /* bytes or sectors that no part has yet */
         uint64_t sector;    /* where the next part begins */
         size_t seg_offset;
-        uint32_t seg;
+        uint32_t seg;   /* of a flush: the losses that its queue had reported when it was submitted */
         uint32_t parts; /* in flight */
         int result;
     } driver;
@@ -155,8 +161,9 @@ int vblk_run(struct vblk *disk, unsigned queue, struct vblk_request *request); /
 /* Polls or waits until nothing is in flight or waiting on the queue. -VBLK_EBUSY inside `complete`. */
 int vblk_drain(struct vblk *disk, unsigned queue);
 
-/* false write-through, true write-back. Drains queue 0 and flushes before it changes it (5.2.6.1).
- * -VBLK_ENOTSUP without CONFIG_WCE, -VBLK_EBUSY with requests on other queues. */
+/* false write-through, true write-back. Drains queue 0 and flushes before it changes it (5.2.6.1); if that
+ * flush fails, its error is returned and nothing is changed. -VBLK_ENOTSUP without CONFIG_WCE, -VBLK_EBUSY
+ * with requests on other queues. */
 int vblk_set_write_cache(struct vblk *disk, bool on);
 
 /* 3.4: the device stops at a point where nothing is half done, and keeps all its state; requests submitted

@@ -80,6 +80,7 @@ struct queue {
     struct vblk_request *waiting, *waiting_last;
     struct vblk_request *finished; /* answered without the device; completed by the next poll */
     uint32_t dirty_seq;            /* see disk->flush_seq */
+    uint32_t lost_told;            /* disk->lost_seq as a flush of this queue last reported it */
 
     /* the watch on the oldest part (or waiting request) */
     const struct vblk_request *watch_request; /* the waiting one */
@@ -130,7 +131,7 @@ struct vblk {
     uint32_t flush_seq;   /* atomic: flushes sent */
     uint32_t flushed_seq; /* atomic: highest flush that succeeded. A write that completes takes flush_seq + 1,
                            * so a later flush, and no earlier one, covers it */
-    int lost_writes;      /* atomic: a device reset came between a write's completion and its flush */
+    uint32_t lost_seq;    /* atomic: device resets that came between a write's completion and its flush */
     uint32_t resets;      /* atomic: recoveries since something completed */
     uint64_t recoveries;
 

@@ -258,6 +258,7 @@ bool part_put_on_ring(struct queue *q, unsigned index)
                 le32_put(part->request->flags & VBLK_REQUEST_UNMAP ? VIRTIO_BLK_RANGE_F_UNMAP : 0);
         }
         if (op_flags & OP_ONCE) { /* ZONE_APPEND: the sector comes back before the status */
+            dma->append_sector = le64_put(UINT64_MAX);
             flags |= VQ_LONG_TRAILER;
             writable += sizeof(dma->append_sector);
         }
@@ -354,6 +355,8 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
         (void)piece_own(q, part, &last, slot + offsetof(struct part_dma, range),
                         sizeof(struct virtio_blk_range));
     }
+    if (flags & OP_FLUSH) /* before the device can see it: what completes meanwhile may not be covered */
+        part->seg = __atomic_add_fetch(&q->disk->flush_seq, 1, __ATOMIC_SEQ_CST);
     if (result == 0 && !part_put_on_ring(q, index))
         result = -VBLK_EAGAIN;
     if (result < 0) {
@@ -362,8 +365,6 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
             q->bounce_busy = false;
         return result;
     }
-    if (flags & OP_FLUSH) /* see disk->flush_seq */
-        part->seg = __atomic_add_fetch(&q->disk->flush_seq, 1, __ATOMIC_SEQ_CST);
     part_link(q, index);
     request_advance(request, flags, part);
     request->driver.parts++;
@@ -416,16 +417,41 @@ static void zero_tail(const struct vblk_request *request, uint32_t used_len)
     }
 }
 
-static int flush_done(struct vblk *disk, const struct part *part)
+/* Writes that were complete when the device was reset may be gone, and no flush whose caller has not heard of
+ * it can vouch for them: the first of each queue says so, and every other one that was submitted before that
+ * one's answer. */
+static int flush_done(struct queue *q, const struct part *part)
 {
+    struct vblk *disk = q->disk;
     uint32_t seq = __atomic_load_n(&disk->flushed_seq, __ATOMIC_RELAXED);
+    uint32_t lost = __atomic_load_n(&disk->lost_seq, __ATOMIC_RELAXED);
 
     while ((int32_t)(part->seg - seq) > 0 &&
            !__atomic_compare_exchange_n(&disk->flushed_seq, &seq, part->seg, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED))
         ;
-    /* Writes that were complete when the device was reset may be gone; this flush can't vouch for them. */
-    return __atomic_exchange_n(&disk->lost_writes, 0, __ATOMIC_RELAXED) ? -VBLK_EIO : 0;
+    q->lost_told = lost;
+    return part->request->driver.seg == lost ? 0 : -VBLK_EIO;
+}
+
+/* Did the device fill less than was to be read, and say so? What it does not claim to have written is no
+ * answer (2.7.8.3), but to claim less than one has written is allowed (2.7.8.2): devices are about that never
+ * count more than the status byte. So a length is believed of those that have counted before. */
+static bool read_short(const struct queue *q, const struct part *part, uint32_t used_len)
+{
+    return used_len < part->amount && q->vq.lens_seen > 1;
+}
+
+/* An append's answer: OK or not, the sector must be in the zone that was named. */
+static int append_done(const struct queue *q, unsigned index, struct vblk_request *request)
+{
+    le64 written = *(const volatile le64 *)&q->dma[index].append_sector; /* read once */
+    uint64_t sector = le64_get(written);
+
+    if (sector - request->sector >= le32_get(q->disk->device_config.zoned.zone_sectors))
+        return -VBLK_EIO;
+    request->sector = sector;
+    return 0;
 }
 
 /* The part is no longer the device's (or, HELD, may be for ever: then its buffers stay shared). Counts it off
@@ -437,6 +463,8 @@ bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bo
     struct vblk_request *request = part->request;
     const struct op_info *op = &op_table[request->op];
 
+    if (result == 0 && op == &op_table[VBLK_READ] && read_short(q, part, used_len))
+        result = -VBLK_EIO;
     if (!held) {
         pieces_drop(q, part, op->flags & OP_IN);
         if (part->bounced) {
@@ -449,11 +477,11 @@ bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bo
         if (op->flags & OP_DIRTIES)
             q->dirty_seq = __atomic_load_n(&disk->flush_seq, __ATOMIC_SEQ_CST) + 1;
         else if (op->flags & OP_FLUSH)
-            result = flush_done(disk, part);
+            result = flush_done(q, part);
         else if ((op->flags & OP_WHOLE) && (op->flags & OP_IN))
             zero_tail(request, used_len);
         if (op->flags & OP_ONCE)
-            request->sector = le64_get(q->dma[index].append_sector);
+            result = append_done(q, index, request);
     }
     part_unlink(q, index);
     request->driver.parts--;

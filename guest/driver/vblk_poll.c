@@ -78,12 +78,13 @@ static void progress(struct queue *q)
 /* Most completions: one buffer read or written, with success. The same as part_end does for all. False:
  * nothing was done. */
 static inline bool end_short(struct queue *q, unsigned index, struct part *part, struct vblk_request *request,
-                             uint8_t status)
+                             uint8_t status, uint32_t used_len)
 {
     const struct vblk_platform *platform = q->disk->platform;
     unsigned op = request->op;
 
-    if (op > VBLK_WRITE || status != VIRTIO_BLK_S_OK || part->npieces != 1 || part->bounced)
+    if (op > VBLK_WRITE || status != VIRTIO_BLK_S_OK || part->npieces != 1 || part->bounced ||
+        (op == VBLK_READ && used_len < part->amount))
         return false;
     platform->unshare(platform->ctx, part->piece.mem, part->piece.len,
                       op == VBLK_READ ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE, (vblk_dma_addr){part->piece.addr});
@@ -109,7 +110,7 @@ static unsigned take_used(struct queue *q, bool *any)
         uint8_t status = __atomic_load_n(&q->dma[token].status, __ATOMIC_RELAXED);
         *any = true;
 #ifndef __OPTIMIZE_SIZE__
-        if (end_short(q, token, part, request, status)) {
+        if (end_short(q, token, part, request, status, len)) {
             if (request->driver.parts == 0 && request->driver.remaining == 0) {
                 request_complete(q, request);
                 n++;

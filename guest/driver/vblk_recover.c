@@ -159,7 +159,7 @@ static int device_restart(struct vblk *disk)
     if (result < 0)
         goto dead;
     if (lost)
-        __atomic_store_n(&disk->lost_writes, 1, __ATOMIC_RELAXED);
+        __atomic_add_fetch(&disk->lost_seq, 1, __ATOMIC_RELAXED);
     for (i = 0; i < disk->num_queues; i++)
         vq_reset(&disk->queues[i].vq);
     result = device_negotiate(disk, true);

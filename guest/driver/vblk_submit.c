@@ -266,7 +266,7 @@ int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
     request->driver.remaining = amount;
     request->driver.sector = request->sector;
     request->driver.seg_offset = 0;
-    request->driver.seg = 0;
+    request->driver.seg = request->op == VBLK_FLUSH ? q->lost_told : 0; /* see flush_done */
     request->driver.parts = 0;
     request->driver.result = 0;
     q->stats.requests++;

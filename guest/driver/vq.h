@@ -85,6 +85,7 @@ struct vq {
     bool event_idx, in_order, order_platform;
     bool ignore_len; /* legacy devices get used lengths wrong (2.7.8.1) */
     bool broken;
+    uint32_t lens_seen; /* all used lengths ORed: over 1 once the device has counted what it wrote */
 
     /* Batch of an IN_ORDER device: chains up to batch_last are done (2.7.9, 2.8.8) */
     uint16_t oldest, batch_last;

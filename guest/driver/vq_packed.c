@@ -174,14 +174,13 @@ static __attribute__((noinline)) bool packed_put_one_in_table(struct vq *vq, uns
     return packed_publish(vq, token, head, lap | VIRTQ_DESC_F_INDIRECT, 1, 1 + len * in);
 }
 
-static bool packed_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+static __attribute__((noinline)) bool packed_put_one_in_ring(struct vq *vq, unsigned token, uint64_t addr,
+                                                             uint32_t len, unsigned in)
 {
     uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
     unsigned id = vq->free_head, lap = lap_flags(vq), next = vq->u.packed.next;
     struct virtq_packed_desc *desc = &vq->u.packed.desc[next];
 
-    if (vq->tables && vq->num_free)
-        return packed_put_one_in_table(vq, token, addr, len, in);
     if (vq->num_free < 3 || next + 3 > vq->size) { /* around the ring's end */
         struct vq_piece piece = {NULL, addr, len, VQ_NO_PIECE};
         return packed_put(vq, token, &piece, 1, in ? VQ_IN : 0, 1 + len * in);
@@ -191,6 +190,14 @@ static bool packed_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_
     put_desc_flags(&desc[2], slot + VQ_SLOT_STATUS, 1, id, (uint16_t)(VIRTQ_DESC_F_WRITE | lap));
     vq->u.packed.next = (uint16_t)(next + 2);
     return packed_publish(vq, token, desc, lap | VIRTQ_DESC_F_NEXT, 3, 1 + len * in);
+}
+
+/* Two tail calls: neither way pays for the other's registers. */
+static bool packed_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+{
+    if (vq->tables && vq->num_free)
+        return packed_put_one_in_table(vq, token, addr, len, in);
+    return packed_put_one_in_ring(vq, token, addr, len, in);
 }
 #endif
 
@@ -293,9 +300,11 @@ static int packed_pop(struct vq *vq, uint16_t *token, uint32_t *len)
     if (id >= vq->size || vq->chains[id].ndesc == 0)
         return packed_broken(vq);
     if (!(flags & VIRTQ_DESC_F_WRITE))
-        used_len = VQ_LEN_UNKNOWN; /* reserved then (2.8.5) */
+        used_len = VQ_LEN_UNKNOWN; /* reserved then (2.8.5); QEMU leaves it so, whatever it wrote */
     else if (used_len > vq->chains[id].writable)
         return packed_broken(vq);
+    else
+        vq->lens_seen |= used_len;
     if (vq->in_order) {
         /* 2.8.8: one used descriptor for all up to this id; ids are in flight in turn, so it is among them */
         vq->in_batch = true;

@@ -164,14 +164,13 @@ static __attribute__((noinline)) bool split_put_one_in_table(struct vq *vq, unsi
     return split_publish(vq, token, head, head, 1, 1 + len * in);
 }
 
-static bool split_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+static __attribute__((noinline)) bool split_put_one_in_ring(struct vq *vq, unsigned token, uint64_t addr,
+                                                            uint32_t len, unsigned in)
 {
     uint64_t slot = vq->slots_addr + (uint64_t)token * VQ_SLOT_BYTES;
     struct virtq_desc *desc = vq->u.split.desc;
     unsigned head = vq->free_head, second, third;
 
-    if (vq->tables && vq->num_free)
-        return split_put_one_in_table(vq, token, addr, len, in);
     if (vq->num_free < 3)
         return false;
     second = vq->chains[head].link;
@@ -180,6 +179,14 @@ static bool split_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t
     put_desc(&desc[second], addr, len, VIRTQ_DESC_F_NEXT | in * VIRTQ_DESC_F_WRITE, third);
     put_desc(&desc[third], slot + VQ_SLOT_STATUS, 1, VIRTQ_DESC_F_WRITE, 0);
     return split_publish(vq, token, head, third, 3, 1 + len * in);
+}
+
+/* Two tail calls: neither way pays for the other's registers. */
+static bool split_put_one(struct vq *vq, unsigned token, uint64_t addr, uint32_t len, unsigned in)
+{
+    if (vq->tables && vq->num_free)
+        return split_put_one_in_table(vq, token, addr, len, in);
+    return split_put_one_in_ring(vq, token, addr, len, in);
 }
 #endif
 
@@ -281,6 +288,8 @@ static int split_pop(struct vq *vq, uint16_t *token, uint32_t *len)
         used_len = VQ_LEN_UNKNOWN;
     else if (used_len > vq->chains[id].writable)
         return split_broken(vq);
+    else
+        vq->lens_seen |= used_len;
     if (vq->in_order) {
         vq->batch_len = used_len;
         if (split_batch_begin(vq, (uint16_t)id) < 0)

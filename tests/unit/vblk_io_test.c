@@ -586,35 +586,6 @@ static void host_managed_zones(void **state)
     fake_stop(fake);
 }
 
-/* checklist 84, 85: a used length that says less than was written is legal; what it doesn't cover is not
- * parsed */
-static bool short_len(struct fake *fake, struct fake_chain *chain)
-{
-    fake_execute(fake, chain);
-    fake_use(fake, chain, chain->type == VIRTIO_BLK_T_GET_ID ? 5 : 0);
-    fake_chain_free(chain);
-    return false;
-}
-
-static void a_short_used_length_is_legal(void **state)
-{
-    struct fake *fake = fake_new(VIRTIO_BIT(VIRTIO_BLK_F_LIFETIME), 100);
-    struct virtio_blk_lifetime lifetime;
-    uint8_t buf[512];
-    char id[21];
-
-    fake->on_chain = short_len;
-    assert_int_equal(fake_start(fake, NULL), 0);
-    memset(fake->disk, 9, 512);
-    assert_int_equal(vblk_read(fake->vblk, 0, 0, buf, 512), 0);
-    assert_int_equal(buf[511], 9);
-    assert_int_equal(vblk_get_id(fake->vblk, 0, id), 0);
-    assert_string_equal(id, "AAAAA");
-    assert_int_equal(vblk_get_lifetime(fake->vblk, 0, &lifetime), 0);
-    assert_int_equal(le16_get(lifetime.pre_eol_info), 0);
-    fake_stop(fake);
-}
-
 /* checklist H15: no bounce space now means later; memory that can't be reached is an error of that request
  * alone */
 static void share_may_say_later_or_never(void **state)
@@ -787,7 +758,6 @@ int main(void)
         cmocka_unit_test(one_bad_part_fails_the_request_once),
         cmocka_unit_test(a_failed_range_fails_as_a_whole),
         cmocka_unit_test(host_managed_zones),
-        cmocka_unit_test(a_short_used_length_is_legal),
         cmocka_unit_test(share_may_say_later_or_never),
         cmocka_unit_test(complete_may_submit_again),
         cmocka_unit_test(flush_without_the_feature),
