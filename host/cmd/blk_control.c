@@ -13,6 +13,7 @@
 
 #include "host/cmd/blk_commands.h"
 #include "host/vhost_user/channel.h"
+#include "host/vhost_user/listener.h"
 #include "host/vhost_user/socket_path.h"
 
 #define CLIENTS_MAX  16
@@ -35,8 +36,7 @@ struct control {
     struct control_options options;
     struct socket_path socket;
     struct loop *loop;
-    struct loop_fd listener;
-    bool listening;
+    struct listener listener;
     unsigned clients_alive;
     struct client clients[CLIENTS_MAX];
     struct loop_bh gone; /* a client has: outside of its coroutine */
@@ -153,19 +153,9 @@ static void coroutine_fn client_serve(void *opaque)
     loop_bh_schedule(&control->gone);
 }
 
-static void control_listen_off(struct control *control)
-{
-    if (control->listening)
-        loop_fd_remove(&control->listener);
-    control->listening = false;
-}
-
-static void control_accept(void *opaque)
+static void control_accepted(void *opaque, int fd)
 {
     struct control *control = opaque;
-    int fd = accept4(control->socket.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
     struct client *c = control->clients;
     while (c->used)
         c++; /* there is a free one: at CLIENTS_MAX nobody listens */
@@ -179,25 +169,17 @@ static void control_accept(void *opaque)
     *c = (struct client){.control = control, .used = true, .line = line};
     channel_open(&c->channel, control->loop, fd);
     if (++control->clients_alive == CLIENTS_MAX)
-        control_listen_off(control);
+        listener_off(&control->listener);
     co_enter(co);
-}
-
-static int control_listen_on(struct control *control)
-{
-    control->listener =
-        (struct loop_fd){.fd = control->socket.fd, .on_readable = control_accept, .opaque = control};
-    int ret = loop_fd_add(control->loop, &control->listener);
-    control->listening = ret == 0;
-    return ret;
 }
 
 static void control_client_gone(void *opaque)
 {
     struct control *control = opaque;
     if (!control->done) {
-        if (!control->listening && control->clients_alive < CLIENTS_MAX)
-            control_listen_on(control);
+        int ret = control->clients_alive < CLIENTS_MAX ? listener_on(&control->listener) : 0;
+        if (ret < 0)
+            log_message("cannot wait for control clients: %s", strerror(-ret));
     } else if (control->clients_alive == 0) {
         void (*done)(void *) = control->done;
         control->done = NULL;
@@ -224,7 +206,12 @@ int control_start(struct control *control, const struct control_options *options
     control->options = *options;
     control->loop = loop_current();
     control->gone = (struct loop_bh){.fn = control_client_gone, .opaque = control, .loop = control->loop};
-    int ret = control_listen_on(control);
+    control->listener = (struct listener){.fd = control->socket.fd,
+                                          .loop = control->loop,
+                                          .whom = "a control client",
+                                          .accepted = control_accepted,
+                                          .opaque = control};
+    int ret = listener_on(&control->listener);
     return ret < 0 ? error_set(err, ret, "cannot wait for control clients: %s", strerror(-ret)) : 0;
 }
 
@@ -242,7 +229,7 @@ void control_stop(struct control *control, void (*done)(void *opaque), void *opa
 {
     control->done = done;
     control->done_opaque = opaque;
-    control_listen_off(control);
+    listener_off(&control->listener);
     for (unsigned i = 0; i < CLIENTS_MAX; i++) {
         if (control->clients[i].used)
             channel_cancel(&control->clients[i].channel);
@@ -254,7 +241,7 @@ void control_destroy(struct control *control)
 {
     if (!control)
         return;
-    control_listen_off(control);
+    listener_off(&control->listener);
     loop_bh_cancel(&control->gone);
     socket_path_close(&control->socket);
     free(control);

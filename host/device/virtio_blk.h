@@ -120,6 +120,7 @@ struct virtio_blk_queue_setup {
     int call_fd;             /* eventfd written to interrupt the driver, or -1 */
     void *inflight;          /* this queue's part of the inflight region, or NULL; a stranger's memory */
     size_t inflight_bytes;   /* see ring_inflight.h for how much a queue needs */
+    bool inflight_own;       /* INFLIGHT is the transport's, for pauses: no successor will read it */
     const uint32_t *memory_broken; /* sigbus_guard.h: non-zero once the memory was cut short; or NULL */
     uint8_t *log;                  /* dirty log for migration, or NULL */
     size_t log_bytes;
@@ -134,9 +135,20 @@ int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned i
                                            const struct virtio_blk_queue_setup *setup, struct error *err);
 
 /* Stops fetching, waits for the requests in flight, gives the ring back. *LAST_AVAIL_IDX as in the setup;
- * *LAST_USED_IDX may be NULL. Nothing touches guest memory afterwards. A stopped queue is fine. Coroutine. */
+ * *LAST_USED_IDX may be NULL. Nothing touches guest memory afterwards. A stopped queue is fine. Coroutine.
+ * Requests that the error policy has parked, or would park now, are left to the inflight region; they fail
+ * if there is none, or none but the transport's own. */
 void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
                                            uint16_t *last_avail_idx, uint16_t *last_used_idx);
+
+/* The same for a queue that is about to be started again with the same inflight region: that may be the
+ * transport's own. */
+void coroutine_fn virtio_blk_co_queue_pause(struct virtio_blk *device, unsigned index,
+                                            uint16_t *last_avail_idx, uint16_t *last_used_idx);
+
+/* Has the device an error policy that parks requests? Then a queue that is to be paused needs an inflight
+ * region. */
+bool virtio_blk_may_park(const struct virtio_blk *device);
 
 /* Replaces the call descriptor (-1: none) of a running or stopped queue. Coroutine on the control loop. */
 void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsigned index, int call_fd);

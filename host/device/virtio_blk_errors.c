@@ -3,7 +3,8 @@
  * until somebody has made room on the disk and says virtio_blk_resume.
  *
  * A parked request is still in flight: its descriptors are not given back, and the inflight region knows it.
- * A queue that is stopped meanwhile leaves it there if there is such a region, and fails it otherwise.
+ * A queue that is stopped meanwhile leaves it there if there is such a region, and fails it otherwise. The
+ * same goes for a request that would be parked while its queue stops.
  */
 #include <errno.h>
 
@@ -18,9 +19,28 @@ static enum virtio_blk_policy policy_for(const struct virtio_blk_request *reques
     if (policy == VIRTIO_BLK_ENOSPC)
         policy = result == -ENOSPC ? VIRTIO_BLK_STOP : VIRTIO_BLK_REPORT;
     /* Nobody will resume a queue that is on its way out. */
-    if (policy == VIRTIO_BLK_STOP && request->queue->state != QUEUE_RUNNING)
+    if (policy == VIRTIO_BLK_STOP && request->queue->state != QUEUE_RUNNING && !request->queue->keeps_parked)
         policy = VIRTIO_BLK_REPORT;
     return policy;
+}
+
+/* Gives back what a request that is not going to be written holds in its zone. */
+static void leave_zone(struct virtio_blk_request *request)
+{
+    struct zoned *zoned = request->queue->device->zoned;
+
+    if (zoned && (request->type == VIRTIO_BLK_T_OUT || request->type == VIRTIO_BLK_T_ZONE_APPEND))
+        zoned_write_end(zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
+                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, false);
+}
+
+/* Whoever takes it up from the inflight region begins anew: a write finds its place in the zone passed
+ * already, an append looks for another one. */
+static void leave_to_region(struct virtio_blk_request *request)
+{
+    if (request->type == VIRTIO_BLK_T_ZONE_APPEND)
+        leave_zone(request);
+    virtio_blk_queue_forget(request->queue, request);
 }
 
 bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *status)
@@ -33,6 +53,10 @@ bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *
         *status = VIRTIO_BLK_S_OK;
         return true;
     case VIRTIO_BLK_STOP:
+        if (queue->state != QUEUE_RUNNING) {
+            leave_to_region(request);
+            return false;
+        }
         request->merged_next = queue->parked;
         queue->parked = request;
         if (device->events.stopped)
@@ -73,17 +97,6 @@ void virtio_blk_queue_resume(struct virtio_blk_queue *queue)
     }
 }
 
-/* Fails a parked request: its place in a zone, if it has one, is free again. */
-static void fail_parked(struct virtio_blk_request *request)
-{
-    struct zoned *zoned = request->queue->device->zoned;
-
-    if (zoned && (request->type == VIRTIO_BLK_T_OUT || request->type == VIRTIO_BLK_T_ZONE_APPEND))
-        zoned_write_end(zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
-                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, false);
-    virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
-}
-
 void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
 {
     struct virtio_blk_request *request = take_parked(queue);
@@ -92,10 +105,20 @@ void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
         struct virtio_blk_request *next = request->merged_next;
 
         request->merged_next = NULL;
-        if (queue->track_inflight)
-            virtio_blk_queue_forget(queue, request);
-        else
-            fail_parked(request);
+        if (queue->keeps_parked) {
+            leave_to_region(request);
+        } else {
+            leave_zone(request);
+            virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);
+        }
         request = next;
     }
+}
+
+bool virtio_blk_may_park(const struct virtio_blk *device)
+{
+    const struct virtio_blk_options *options = &device->options;
+
+    return options->read_error == VIRTIO_BLK_STOP || options->read_error == VIRTIO_BLK_ENOSPC ||
+           options->write_error == VIRTIO_BLK_STOP || options->write_error == VIRTIO_BLK_ENOSPC;
 }

@@ -93,6 +93,7 @@ struct queue_control {
     struct loop_bh bh;
     struct coroutine *waiter;
     int call_fd;
+    bool pause;
 };
 
 struct virtio_blk_queue {
@@ -143,6 +144,8 @@ struct virtio_blk_queue {
     struct multireq multireq;
     struct ring_inflight inflight;
     bool track_inflight;
+    bool inflight_own;    /* that region is for pauses only */
+    bool keeps_parked;    /* stopping: what is parked is left to the region */
     unsigned resubmitted; /* of inflight.requests */
     struct virtqueue vq;
     struct virtio_blk_queue_stats stats __attribute__((aligned(CACHE_LINE)));
@@ -229,7 +232,7 @@ void virtio_blk_submit(struct virtio_blk_request *request);
 /* The block layer failed REQUEST with RESULT: true and *STATUS to answer with, or false: it is parked. */
 bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *status);
 void virtio_blk_queue_resume(struct virtio_blk_queue *queue);
-/* The queue stops: parked requests are failed, or left to the inflight region. */
+/* The queue stops: parked requests are left to the inflight region, or failed. */
 void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue);
 
 #endif

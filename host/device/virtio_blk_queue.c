@@ -391,12 +391,12 @@ static void push_in_order(struct virtio_blk_queue *queue)
 
 void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_request *request)
 {
-    if (queue->in_order) {
+    if (queue->in_order)
         request->left = true;
-        loop_defer(queue->loop, &queue->flush);
-    } else {
+    else
         request_put(queue, request);
-    }
+    /* The last one in flight ends the stop. */
+    loop_defer(queue->loop, &queue->flush);
 }
 
 /* Publishes what was pushed. The interrupt for it comes at the end of the turn. */
@@ -645,6 +645,8 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     }
     queue->resubmitted = 0;
     queue->track_inflight = setup->inflight;
+    queue->inflight_own = setup->inflight_own;
+    queue->keeps_parked = false;
     if (setup->inflight) {
         int result =
             ring_inflight_init(&queue->inflight, setup->inflight, setup->inflight_bytes, &queue->vq, &why);
@@ -725,6 +727,7 @@ static void control_stop(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
 
+    queue->keeps_parked = queue->track_inflight && (queue->control.pause || !queue->inflight_own);
     set_state(queue, QUEUE_STOPPING);
     if (queue->kick.added)
         loop_fd_remove(&queue->kick);
@@ -738,13 +741,14 @@ static void control_stop(void *opaque)
     queue_try_finish_stop(queue);
 }
 
-void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
-                                           uint16_t *last_avail_idx, uint16_t *last_used_idx)
+static void coroutine_fn co_queue_end(struct virtio_blk *device, unsigned index, bool pause,
+                                      uint16_t *last_avail_idx, uint16_t *last_used_idx)
 {
     struct virtio_blk_queue *queue = &device->queues[index];
 
     co_mutex_lock(&queue->control.lock);
     if (queue->state != QUEUE_STOPPED) {
+        queue->control.pause = pause;
         /* A full queue at a few requests a second would take minutes. */
         blk_hurry_begin(device->blk);
         control_call(queue, control_stop);
@@ -755,6 +759,18 @@ void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned i
     if (last_used_idx)
         *last_used_idx = virtqueue_last_used_idx(&queue->vq);
     co_mutex_unlock(&queue->control.lock);
+}
+
+void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
+                                           uint16_t *last_avail_idx, uint16_t *last_used_idx)
+{
+    co_queue_end(device, index, false, last_avail_idx, last_used_idx);
+}
+
+void coroutine_fn virtio_blk_co_queue_pause(struct virtio_blk *device, unsigned index,
+                                            uint16_t *last_avail_idx, uint16_t *last_used_idx)
+{
+    co_queue_end(device, index, true, last_avail_idx, last_used_idx);
 }
 
 static void control_set_call(void *opaque)

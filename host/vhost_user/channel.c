@@ -131,7 +131,10 @@ static int coroutine_fn channel_co_read(struct channel *channel, struct vhost_us
         if (n < 0)
             return error_set(err, -errno, "cannot read from the socket: %s", strerror(errno));
         if (message_take_fds(message, &msg) < 0)
-            return error_set(err, -E2BIG, "more than %u descriptors came with a message", VHOST_USER_FDS_MAX);
+            return error_set(err, -E2BIG,
+                             "a message came with more than %u descriptors, or more than this process may "
+                             "open (raise its limit of open files)",
+                             VHOST_USER_FDS_MAX);
         if (n == 0 && done == 0)
             return 0;
         if (n == 0)

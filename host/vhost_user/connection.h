@@ -41,6 +41,9 @@ struct vring {
     bool miss_pending, miss_asked; /* to be sent; sent and not answered */
     uint64_t miss_iova;
     uint8_t miss_permissions;
+    /* An inflight region of our own, for requests that the error policy has parked when the ring is paused;
+     * NULL: none, or there is the front end's */
+    void *parking;
 };
 
 struct vhost_user_connection {
@@ -100,9 +103,12 @@ void connection_ring_broken(struct vhost_user_connection *connection, unsigned i
 int coroutine_fn rings_update(struct vhost_user_connection *connection, struct error *err);
 /* No ring runs nor will: the image may go elsewhere. */
 void coroutine_fn rings_hand_on(struct vhost_user_connection *connection);
-/* Takes every ring back for a while: memory, log and the like may be changed until rings_update. */
+/* Takes every ring back for a while: memory, log and the like may be changed until rings_update. What is in
+ * flight is finished, but for requests that the error policy parks: they are taken up again. */
 void coroutine_fn rings_pause(struct vhost_user_connection *connection);
 void coroutine_fn ring_pause(struct vhost_user_connection *connection, unsigned index);
+/* No ring runs, and what they had parked is of no use any more. */
+void rings_forget_parked(struct vhost_user_connection *connection);
 bool rings_run(const struct vhost_user_connection *connection); /* any of them? */
 /* Back to how a connection begins, but for positions, call and error descriptors. */
 void coroutine_fn rings_reset(struct vhost_user_connection *connection);

@@ -50,6 +50,7 @@ int coroutine_fn handle_set_features(struct vhost_user_connection *c, struct vho
     if (device_changes && rings_run(c))
         return error_set(err, -EBADMSG, "SET_FEATURES changes the device's features while a ring runs");
     if (device_changes) {
+        rings_forget_parked(c);
         int ret = virtio_blk_set_features(c->options->device, device);
         if (ret < 0)
             return error_set(err, ret, "features 0x%" PRIx64 " contradict each other", device);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,15 +37,46 @@ static struct loop *ring_loop(const struct vhost_user_connection *c, unsigned in
     return c->options->queue_loops[index % c->options->queue_loop_count];
 }
 
+static void ring_was_at(struct vhost_user_connection *c, struct vring *r, uint16_t avail, uint16_t used)
+{
+    r->base = ring_packed(c) ? (uint32_t)avail | (uint32_t)used << 16 : avail;
+    r->runs = false;
+}
+
 void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
 {
     struct vring *r = &c->rings[index];
     uint16_t avail = 0, used = 0;
     if (!r->runs)
         return;
-    virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
-    r->base = ring_packed(c) ? (uint32_t)avail | (uint32_t)used << 16 : avail;
-    r->runs = false;
+    virtio_blk_co_queue_pause(c->options->device, index, &avail, &used);
+    ring_was_at(c, r, avail, used);
+}
+
+/* What was parked over a pause is of no use to a ring that is set up anew. */
+static void ring_forget_parked(struct vring *r)
+{
+    free(r->parking);
+    r->parking = NULL;
+}
+
+void rings_forget_parked(struct vhost_user_connection *c)
+{
+    for (unsigned i = 0; i < c->options->num_queues; i++)
+        ring_forget_parked(&c->rings[i]);
+}
+
+/* To be set up or enabled again before it is served: nothing is left waiting but in the front end's inflight
+ * region. */
+static void coroutine_fn ring_stop(struct vhost_user_connection *c, unsigned index)
+{
+    struct vring *r = &c->rings[index];
+    uint16_t avail = 0, used = 0;
+    if (r->runs) {
+        virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
+        ring_was_at(c, r, avail, used);
+    }
+    ring_forget_parked(r);
 }
 
 void coroutine_fn rings_pause(struct vhost_user_connection *c)
@@ -167,6 +199,14 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
                              r->size, c->inflight_queues, c->inflight_queue_size);
         setup.inflight_bytes = inflight_queue_bytes(c->inflight_queue_size);
         setup.inflight = c->inflight.data + index * setup.inflight_bytes;
+    } else if (virtio_blk_may_park(c->options->device)) {
+        setup.inflight_bytes = inflight_queue_bytes((uint16_t)r->size);
+        if (!r->parking)
+            r->parking = calloc(1, setup.inflight_bytes);
+        if (!r->parking)
+            return error_set(err, -ENOMEM, "ring %u: no memory for what the error policy parks", index);
+        setup.inflight = r->parking;
+        setup.inflight_own = true;
     }
     ret = virtio_blk_co_queue_start(c->options->device, index, ring_loop(c, index), &setup, err);
     if (ret < 0)
@@ -194,7 +234,7 @@ int coroutine_fn rings_update(struct vhost_user_connection *c, struct error *err
         struct vring *r = &c->rings[i];
         bool wanted = ring_wanted(c, r);
         if (r->runs && !wanted)
-            ring_pause(c, i);
+            ring_stop(c, i);
         if (r->runs || !wanted)
             continue;
         int ret = 0;
@@ -219,9 +259,9 @@ static void fd_replace(int *slot, int fd)
 
 void coroutine_fn rings_reset(struct vhost_user_connection *c)
 {
-    rings_pause(c);
     for (unsigned i = 0; i < c->options->num_queues; i++) {
         struct vring *r = &c->rings[i];
+        ring_stop(c, i);
         /* BASE stays: QEMU 7.2 sets the status to 0 first and asks GET_VRING_BASE afterwards, when the guest
          * is stopped or migrated. Whoever starts the ring anew sets it. */
         fd_replace(&r->kick_fd, -1);
@@ -232,9 +272,10 @@ void coroutine_fn rings_reset(struct vhost_user_connection *c)
 
 void coroutine_fn rings_stop(struct vhost_user_connection *c)
 {
-    rings_pause(c);
-    for (unsigned i = 0; i < c->options->num_queues; i++)
+    for (unsigned i = 0; i < c->options->num_queues; i++) {
+        ring_stop(c, i);
         c->rings[i].started = false;
+    }
     rings_hand_on(c);
 }
 
@@ -255,6 +296,7 @@ int coroutine_fn handle_set_vring_num(struct vhost_user_connection *c, struct vh
         return error_set(err, -EINVAL,
                          "ring %u: size %u is not 1 to %u (a larger one can be allowed by --queue-size)",
                          index, num, c->options->queue_size_max);
+    ring_forget_parked(&c->rings[index]);
     c->rings[index].size = num;
     return rings_update(c, err);
 }
@@ -275,6 +317,7 @@ int coroutine_fn handle_set_vring_addr(struct vhost_user_connection *c, struct v
 int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct vhost_user_message *m,
                                        struct vhost_user_message *reply, struct error *err)
 {
+    ring_forget_parked(&c->rings[m->payload.state.index]);
     c->rings[m->payload.state.index].base = m->payload.state.num;
     return 0;
 }
@@ -284,7 +327,7 @@ int coroutine_fn handle_get_vring_base(struct vhost_user_connection *c, struct v
 {
     uint32_t index = m->payload.state.index;
     struct vring *r = &c->rings[index];
-    ring_pause(c, index);
+    ring_stop(c, index);
     r->started = false;
     r->broken = false;
     /* A kick that comes late must not start it again: only SET_VRING_KICK does. */

@@ -6,6 +6,7 @@
 #include "host/vhost_user/server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,16 +15,15 @@
 
 #include "host/device/sigbus_guard.h"
 #include "host/vhost_user/connection.h"
+#include "host/vhost_user/listener.h"
 #include "host/vhost_user/socket_path.h"
 
 struct vhost_user_server {
     struct vhost_user_server_options options;
     struct loop *loop;
-    int listen_fd;    /* -1: FD was a connected socket */
-    int connected_fd; /* that one, until the loop runs: nothing of a peer is read before; else -1 */
-    struct loop_fd listener;
-    bool listening;          /* LISTENER is on the loop */
-    struct socket_path made; /* the socket that _listen made; its descriptor is listen_fd */
+    int connected_fd; /* handed over, until the loop runs: nothing of a peer is read before; else -1 */
+    struct listener listener; /* fd -1: a connected socket was handed over */
+    struct socket_path made;  /* the socket that _listen made; its descriptor is the listener's */
 
     struct vhost_user_connection *connection;
     bool once, stopping, stopped;
@@ -41,7 +41,7 @@ struct vhost_user_server {
     struct vhost_user_server_stats stats;
 };
 
-static void server_listen_on(struct vhost_user_server *s);
+static void server_listen(struct vhost_user_server *s);
 static int server_connect(struct vhost_user_server *s, int fd, struct error *err);
 
 static void server_stopped(void *opaque)
@@ -70,7 +70,7 @@ static void server_resume(void *opaque)
     if (s->stopping || s->once)
         server_stopped(s);
     else
-        server_listen_on(s);
+        server_listen(s);
 }
 
 static void coroutine_fn server_serve(void *opaque)
@@ -102,32 +102,20 @@ static int server_connect(struct vhost_user_server *s, int fd, struct error *err
     return 0;
 }
 
-static void server_listen_off(struct vhost_user_server *s)
-{
-    if (s->listening)
-        loop_fd_remove(&s->listener);
-    s->listening = false;
-}
-
-static void server_accept(void *opaque)
+static void server_accepted(void *opaque, int fd)
 {
     struct vhost_user_server *s = opaque;
     struct error err = {0};
-    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return; /* gone again, or no descriptors: the loop comes back */
-    server_listen_off(s);
+    listener_off(&s->listener);
     if (server_connect(s, fd, &err) < 0) {
         log_message("a front end was turned away: %s", err.text);
         loop_bh_schedule(&s->resume_bh);
     }
 }
 
-static void server_listen_on(struct vhost_user_server *s)
+static void server_listen(struct vhost_user_server *s)
 {
-    s->listener = (struct loop_fd){.fd = s->listen_fd, .on_readable = server_accept, .opaque = s};
-    int ret = loop_fd_add(s->loop, &s->listener);
-    s->listening = ret == 0;
+    int ret = listener_on(&s->listener);
     if (ret < 0) {
         log_message("cannot wait for front ends: %s", strerror(-ret));
         loop_bh_schedule(&s->stopped_bh);
@@ -209,7 +197,9 @@ static struct vhost_user_server *server_create(const struct vhost_user_server_op
     s->options = *options;
     s->once = options->once;
     s->loop = loop_current();
-    s->listen_fd = s->connected_fd = s->made.fd = -1;
+    s->connected_fd = s->made.fd = -1;
+    s->listener = (struct listener){
+        .fd = -1, .loop = s->loop, .whom = "a front end", .accepted = server_accepted, .opaque = s};
     s->stopped_bh = (struct loop_bh){.fn = server_stopped, .opaque = s, .loop = s->loop};
     s->resume_bh = (struct loop_bh){.fn = server_resume, .opaque = s, .loop = s->loop};
     s->events_bh = (struct loop_bh){.fn = server_events, .opaque = s, .loop = s->loop};
@@ -249,8 +239,11 @@ struct vhost_user_server *vhost_user_server_fd(int fd, const struct vhost_user_s
         return NULL;
     }
     if (listening) {
-        s->listen_fd = fd;
-        server_listen_on(s);
+        int flags = fcntl(fd, F_GETFL);
+        if (flags >= 0)
+            fcntl(fd, F_SETFL, flags | O_NONBLOCK); /* a front end that has gone again is not waited for */
+        s->listener.fd = fd;
+        server_listen(s);
         return s;
     }
     s->once = true;
@@ -272,8 +265,8 @@ struct vhost_user_server *vhost_user_server_listen(const char *path,
         return NULL;
     }
     s->made = made;
-    s->listen_fd = made.fd;
-    server_listen_on(s);
+    s->listener.fd = made.fd;
+    server_listen(s);
     return s;
 }
 
@@ -282,7 +275,7 @@ void vhost_user_server_stop(struct vhost_user_server *s)
     if (s->stopping)
         return;
     s->stopping = true;
-    server_listen_off(s);
+    listener_off(&s->listener);
     if (s->connection)
         connection_cancel(s->connection);
     else
@@ -295,14 +288,14 @@ void vhost_user_server_destroy(struct vhost_user_server *s)
     if (!s)
         return;
     virtio_blk_set_events(s->options.device, &none);
-    server_listen_off(s);
+    listener_off(&s->listener);
     loop_bh_cancel(&s->stopped_bh);
     loop_bh_cancel(&s->resume_bh);
     loop_bh_cancel(&s->events_bh);
     if (s->made.fd >= 0)
         socket_path_close(&s->made);
-    else if (s->listen_fd >= 0)
-        close(s->listen_fd);
+    else if (s->listener.fd >= 0)
+        close(s->listener.fd);
     if (s->connected_fd >= 0)
         close(s->connected_fd);
     free(s);

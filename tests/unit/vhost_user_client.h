@@ -261,15 +261,24 @@ static inline struct virtq_used *guest_used(const struct client_guest *g, unsign
     return (struct virtq_used *)(g->memory + queue * GUEST_RING_STEP + 0x4000);
 }
 
-/* Makes a read of one sector available at head 3*SLOT; no kick. */
-static inline void guest_submit_read(struct client_guest *g, unsigned queue, unsigned slot)
+/* 512 bytes */
+static inline uint8_t *guest_data(const struct client_guest *g, unsigned slot)
 {
+    return g->memory + GUEST_DATA + slot * 0x1000 + 0x200;
+}
+
+/* Makes a request with one sector of data (guest_data) available at head 3*SLOT; no kick. */
+static inline void guest_submit(struct client_guest *g, unsigned queue, unsigned slot, uint32_t type)
+{
+    unsigned data_flags =
+        type == VIRTIO_BLK_T_IN ? VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE : VIRTQ_DESC_F_NEXT;
     struct virtq_desc *desc = (struct virtq_desc *)(g->memory + queue * GUEST_RING_STEP);
     uint32_t at = GUEST_DATA + slot * 0x1000;
     uint16_t head = (uint16_t)(3 * slot);
-    struct virtio_blk_req_header header = {.type = le32_put(VIRTIO_BLK_T_IN), .sector = le64_put(slot)};
+    struct virtio_blk_req_header header = {.type = le32_put(type), .sector = le64_put(slot)};
     memcpy(g->memory + at, &header, sizeof header);
-    memset(g->memory + at + 0x200, 0xaa, 512);
+    if (type == VIRTIO_BLK_T_IN)
+        memset(guest_data(g, slot), 0xaa, 512);
     g->memory[at + 0x400] = 0xff;
     desc[head] = (struct virtq_desc){.addr = le64_put(GUEST_PHYSICAL + at),
                                      .len = le32_put(16),
@@ -277,7 +286,7 @@ static inline void guest_submit_read(struct client_guest *g, unsigned queue, uns
                                      .next = le16_put((uint16_t)(head + 1))};
     desc[head + 1] = (struct virtq_desc){.addr = le64_put(GUEST_PHYSICAL + at + 0x200),
                                          .len = le32_put(512),
-                                         .flags = le16_put(VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE),
+                                         .flags = le16_put((uint16_t)data_flags),
                                          .next = le16_put((uint16_t)(head + 2))};
     desc[head + 2] = (struct virtq_desc){.addr = le64_put(GUEST_PHYSICAL + at + 0x400),
                                          .len = le32_put(1),
@@ -287,6 +296,11 @@ static inline void guest_submit_read(struct client_guest *g, unsigned queue, uns
     g->avail_idx++;
     /* Partner: the device's acquire of avail->idx (2.7.13.3.1). */
     le16_store_release(&avail->idx, g->avail_idx);
+}
+
+static inline void guest_submit_read(struct client_guest *g, unsigned queue, unsigned slot)
+{
+    guest_submit(g, queue, slot, VIRTIO_BLK_T_IN);
 }
 
 static inline void guest_kick(const struct client_guest *g)

@@ -27,6 +27,9 @@
 #define QUEUES   4
 #define CAPACITY (64ull << 20)
 
+/* Set before the set-up: an image in a file, with these errors (inject.h), which stop writes. */
+static const char *rig_inject;
+
 static struct {
     pthread_t thread;
     sem_t ready;
@@ -72,15 +75,24 @@ static inline void *rig_main(void *arg)
     struct loop *queue_loops[2];
     rig.loop = loop_create("control", &err);
     assert_non_null(rig.loop);
+    char image[112];
+    snprintf(image, sizeof image, "%s/image", rig.directory);
+    int file = open(image, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    assert_int_equal(ftruncate(file, CAPACITY), 0);
+    close(file);
     struct open_options open = {.format = "null", .null_bytes = CAPACITY};
-    rig.blk = blk_open("", &open, &err);
+    if (rig_inject)
+        open = (struct open_options){.format = "raw", .inject = rig_inject};
+    rig.blk = blk_open(rig_inject ? image : "", &open, &err);
     assert_non_null(rig.blk);
+    unlink(image);
     struct virtio_blk_options device = {.num_queues = QUEUES,
                                         .queue_size_max = 256,
                                         .logical_block_size = 512,
                                         .physical_block_size = 512,
                                         .request_merging = true,
                                         .discard = true,
+                                        .write_error = rig_inject ? VIRTIO_BLK_STOP : VIRTIO_BLK_REPORT,
                                         .serial = "a serial"};
     rig.device = virtio_blk_create(rig.blk, &device, &err);
     assert_non_null(rig.device);

@@ -1,0 +1,214 @@
+/*
+ * The vhost-user server when something around it goes wrong: no descriptors left, a disk that fails while the
+ * error policy is to stop.
+ */
+#include "tests/unit/vhost_user_rig.h"
+
+#include <sys/resource.h>
+
+#include "host/block/inject.h"
+
+/* ---- no descriptors ---- */
+
+static void without_descriptors_the_loop_rests_and_the_front_end_is_served_later(void **state)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct rlimit limit, none;
+    struct loop_stats before, after;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int next = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    strcpy(addr.sun_path, rig.path);
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = limit;
+    none.rlim_cur = (rlim_t)next;
+    assert_int_equal(log_lines(), 0);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof addr), 0);
+    client_send(fd, VHOST_USER_GET_FEATURES, NULL, 0, NULL, 0);
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    loop_stats(rig.loop, &before);
+    nanosleep(&(struct timespec){.tv_nsec = 600000000}, NULL);
+    loop_stats(rig.loop, &after);
+    /* It has a look now and then, and says so once. */
+    assert_true(after.turns - before.turns < 50);
+    assert_int_equal(log_lines(), 1);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    struct client_message reply;
+    assert_int_equal(client_receive(fd, &reply), 1);
+    assert_int_equal(reply.header.request, VHOST_USER_GET_FEATURES);
+    close(fd);
+    server_is_well();
+    assert_int_equal(log_lines(), 0);
+}
+
+/* ---- requests that the error policy has parked ---- */
+
+static struct loop_bh resume = {0};
+
+static void resume_all(void *opaque)
+{
+    virtio_blk_resume(rig.device);
+}
+
+static void wait_for_hits(uint64_t n)
+{
+    for (int i = 0; i < 5000 && inject_hits(blk_node(rig.blk)) < n; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    assert_true(inject_hits(blk_node(rig.blk)) >= n);
+}
+
+/* What takes the rings back for a moment; the front end has given no inflight region. */
+static void replace_memory(int fd, struct client_guest *g)
+{
+    guest_send_memory(g, fd);
+}
+
+static void add_and_remove_memory(int fd, struct client_guest *g)
+{
+    int other = memfd_create("other", MFD_CLOEXEC);
+    struct vhost_user_single_region region = {
+        .region = {.guest_addr = 0x1000, .size = 0x2000, .user_addr = 0x1000, .mmap_offset = 0}};
+    assert_int_equal(ftruncate(other, 0x4000), 0);
+    assert_int_equal(client_acked(fd, VHOST_USER_ADD_MEM_REG, &region, 40, &other, 1), 0);
+    assert_int_equal(client_acked(fd, VHOST_USER_REM_MEM_REG, &region, 40, NULL, 0), 0);
+    close(other);
+}
+
+static void begin_the_dirty_log(int fd, struct client_guest *g)
+{
+    int file = memfd_create("log", MFD_CLOEXEC);
+    struct vhost_user_log log = {.mmap_size = (GUEST_PHYSICAL + GUEST_BYTES) / 4096 / 8, .mmap_offset = 0};
+    struct vhost_user_vring_addr addr = guest_ring_addr(g, 0);
+    struct client_message reply;
+    assert_int_equal(ftruncate(file, (off_t)log.mmap_size), 0);
+    client_send(fd, VHOST_USER_SET_LOG_BASE, &log, sizeof log, &file, 1);
+    assert_int_equal(client_receive(fd, &reply), 1);
+    client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                    FEATURES_USED | VIRTIO_BIT(VHOST_F_LOG_ALL) | VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+    addr.flags = VHOST_USER_VRING_F_LOG;
+    client_send(fd, VHOST_USER_SET_VRING_ADDR, &addr, sizeof addr, NULL, 0);
+    close(file);
+}
+
+static void another_kick_descriptor(int fd, struct client_guest *g)
+{
+    close(g->kick);
+    g->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g->kick);
+}
+
+static void (*const pauses[])(int fd, struct client_guest *g) = {
+    replace_memory, add_and_remove_memory, begin_the_dirty_log, another_kick_descriptor};
+
+static void requests_stay_parked_over_a_pause_without_an_inflight_region(void **state)
+{
+    for (unsigned i = 0; i < sizeof pauses / sizeof pauses[0]; i++) {
+        struct client_guest g;
+        struct error err = {0};
+        int fd = front_end_running(&g);
+        read_works(&g);
+        inject_clear(blk_node(rig.blk));
+        assert_int_equal(inject_add(blk_node(rig.blk), "write,error=ENOSPC,times=always", &err), 0);
+        uint64_t hits = inject_hits(blk_node(rig.blk));
+        for (unsigned slot = 1; slot < 4; slot++)
+            guest_submit(&g, 0, slot, VIRTIO_BLK_T_OUT);
+        guest_kick(&g);
+        wait_for_hits(hits + 3);
+        pauses[i](fd, &g);
+        assert_true(client_sync(fd));
+        /* Reads go on, writes still wait. */
+        guest_submit_read(&g, 0, 4);
+        guest_kick(&g);
+        assert_true(guest_wait_used(&g, 0, 2, 5000));
+        for (unsigned slot = 1; slot < 4; slot++)
+            assert_int_equal(guest_status(&g, slot), 0xff);
+        inject_clear(blk_node(rig.blk));
+        resume = (struct loop_bh){.fn = resume_all, .loop = rig.loop};
+        loop_bh_schedule(&resume);
+        assert_true(guest_wait_used(&g, 0, 5, 5000));
+        for (unsigned slot = 1; slot < 5; slot++)
+            assert_int_equal(guest_status(&g, slot), VIRTIO_BLK_S_OK);
+        assert_int_equal(get_vring_base(fd, 0), 5);
+        close(fd);
+        guest_close(&g);
+        server_is_well();
+        log_lines();
+    }
+}
+
+/* A request in flight when the pause begins, which fails then, is parked as well. */
+static void a_request_that_fails_in_the_middle_of_a_pause_is_tried_again(void **state)
+{
+    struct client_guest g;
+    struct error err = {0};
+    struct virtio_blk_range ranges[2] = {{le64_put(0), le32_put(1)}, {le64_put(100), le32_put(1)}};
+    int fd = front_end_with_ring(&g);
+    client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                    FEATURES_USED | VIRTIO_BIT(VIRTIO_BLK_F_WRITE_ZEROES) |
+                        VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+    client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+    read_works(&g);
+    inject_clear(blk_node(rig.blk));
+    uint64_t hits = inject_hits(blk_node(rig.blk));
+    assert_int_equal(inject_add(blk_node(rig.blk), "zero,mode=late,ms=200;zero,error=ENOSPC", &err), 0);
+    /* One range after the other: the second is looked at when the pause has begun. */
+    memcpy(guest_data(&g, 1), ranges, sizeof ranges);
+    guest_submit(&g, 0, 1, VIRTIO_BLK_T_WRITE_ZEROES);
+    guest_kick(&g);
+    wait_for_hits(hits + 1);
+    guest_send_memory(&g, fd);
+    assert_true(client_sync(fd));
+    assert_true(guest_wait_used(&g, 0, 2, 5000));
+    assert_int_equal(guest_status(&g, 1), VIRTIO_BLK_S_OK);
+    assert_int_equal(inject_hits(blk_node(rig.blk)), hits + 2);
+    close(fd);
+    guest_close(&g);
+    server_is_well();
+    log_lines();
+}
+
+/* When the ring is stopped for good nobody would ever answer. */
+static void a_ring_that_stops_fails_what_is_parked(void **state)
+{
+    for (unsigned by_disabling = 0; by_disabling < 2; by_disabling++) {
+        struct client_guest g;
+        struct error err = {0};
+        int fd = front_end_running(&g);
+        inject_clear(blk_node(rig.blk));
+        assert_int_equal(inject_add(blk_node(rig.blk), "write,error=ENOSPC,times=always", &err), 0);
+        uint64_t hits = inject_hits(blk_node(rig.blk));
+        guest_submit(&g, 0, 1, VIRTIO_BLK_T_OUT);
+        guest_kick(&g);
+        wait_for_hits(hits + 1);
+        guest_send_memory(&g, fd);
+        if (by_disabling)
+            client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 0);
+        assert_int_equal(get_vring_base(fd, 0), 1);
+        assert_true(guest_wait_used(&g, 0, 1, 0));
+        assert_int_equal(guest_status(&g, 1), VIRTIO_BLK_S_IOERR);
+        /* And nothing of it comes back. */
+        inject_clear(blk_node(rig.blk));
+        client_send_state(fd, VHOST_USER_SET_VRING_BASE, 0, 1);
+        client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+        client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+        read_works(&g);
+        close(fd);
+        guest_close(&g);
+        server_is_well();
+        log_lines();
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(without_descriptors_the_loop_rests_and_the_front_end_is_served_later),
+        cmocka_unit_test(requests_stay_parked_over_a_pause_without_an_inflight_region),
+        cmocka_unit_test(a_request_that_fails_in_the_middle_of_a_pause_is_tried_again),
+        cmocka_unit_test(a_ring_that_stops_fails_what_is_parked),
+    };
+    rig_inject = "read,times=0";
+    return cmocka_run_group_tests_name("vhost-user server in trouble", tests, rig_setup, rig_teardown);
+}
