@@ -18,6 +18,10 @@
 #define FUZZ_QUEUES   2u
 #define FUZZ_SIZE     8u
 
+/* What the driver's memory for a queue is called by the device: low enough for a legacy device's page number
+ */
+#define FUZZ_DMA_BASE(i) ((uint64_t)((i) + 1) << 24)
+
 struct fuzz {
     struct vtr vtr;
     const uint8_t *data;
@@ -28,7 +32,7 @@ struct fuzz {
     uint64_t clock;
     uint8_t *shared[FUZZ_QUEUES];
     size_t shared_bytes[FUZZ_QUEUES];
-    struct vtr_queue queue[FUZZ_QUEUES];
+    struct vtr_queue queue[FUZZ_QUEUES]; /* as programmed */
     uint16_t used[FUZZ_QUEUES];
     bool wrap[FUZZ_QUEUES];
     int shares;
@@ -129,14 +133,28 @@ static unsigned fuzz_queue_size_max(struct vtr *vtr, unsigned index)
     return fuzz_take(1) >= 0xf0 ? fuzz_take(2) : FUZZ_SIZE;
 }
 
-static int fuzz_queue_enable(struct vtr *vtr, const struct vtr_queue *queue)
+/* Where the driver's memory at ADDR lies; NULL if it has none there. */
+static uint8_t *fuzz_at(uint64_t addr)
 {
-    if (fuzz_take(1) >= 0xfc)
-        return fuzz_take(1) & 1 ? -VBLK_ENOTSUP : -VBLK_EBUSY;
+    for (unsigned i = 0; i < FUZZ_QUEUES; i++)
+        if (fuzz.shared[i] && addr - FUZZ_DMA_BASE(i) < fuzz.shared_bytes[i])
+            return fuzz.shared[i] + (addr - FUZZ_DMA_BASE(i));
+    return NULL;
+}
+
+static int fuzz_queue_enabled(const struct vtr_queue *queue)
+{
     fuzz.queue[queue->index] = *queue;
     fuzz.used[queue->index] = 0;
     fuzz.wrap[queue->index] = true;
     return 0;
+}
+
+static int fuzz_queue_enable(struct vtr *vtr, const struct vtr_queue *queue)
+{
+    if (fuzz_take(1) >= 0xfc)
+        return fuzz_take(1) & 1 ? -VBLK_ENOTSUP : -VBLK_EBUSY;
+    return fuzz_queue_enabled(queue);
 }
 
 static void fuzz_queue_reset(struct vtr *vtr, unsigned index)
@@ -196,7 +214,7 @@ static void *fuzz_dma_alloc(void *ctx, size_t bytes, size_t align, vblk_dma_addr
     fuzz.shared[i] = aligned_alloc(align, (bytes + align - 1) / align * align);
     fuzz.shared_bytes[i] = bytes;
     memset(fuzz.shared[i], 0, bytes);
-    addr->value = (uintptr_t)fuzz.shared[i];
+    addr->value = FUZZ_DMA_BASE(i);
     return fuzz.shared[i];
 }
 
@@ -294,7 +312,7 @@ static void fuzz_use(unsigned queue)
         return;
     if (fuzz.packed) {
         struct virtq_packed_desc *desc =
-            (struct virtq_packed_desc *)(uintptr_t)q->desc.value + fuzz.used[queue] % q->size;
+            (struct virtq_packed_desc *)(void *)fuzz_at(q->desc.value) + fuzz.used[queue] % q->size;
         desc->id = le16_put(roll & 0x80 ? (uint16_t)fuzz_take(2) : roll & 7);
         desc->len = le32_put(len);
         desc->flags = le16_put(
@@ -305,12 +323,27 @@ static void fuzz_use(unsigned queue)
             fuzz.wrap[queue] = !fuzz.wrap[queue];
         }
     } else {
-        struct virtq_used *used = (struct virtq_used *)(uintptr_t)q->device.value;
+        struct virtq_used *used = (struct virtq_used *)(void *)fuzz_at(q->device.value);
         used->ring[fuzz.used[queue] % q->size].id = le32_put(roll & 0x80 ? fuzz_take(4) : roll & 7);
         used->ring[fuzz.used[queue] % q->size].len = le32_put(len);
         fuzz.used[queue] += roll & 0x20 ? fuzz_take(1) : 1;
         used->idx = le16_put(fuzz.used[queue]);
     }
+}
+
+/* The caller looks at what there is to see. */
+static void fuzz_look(unsigned queue)
+{
+    struct vblk_queue_stats stats;
+    struct vblk_queue_view view;
+    struct vblk_info info;
+
+    vblk_info(fuzz.disk, &info);
+    vblk_queue_stats(fuzz.disk, queue, &stats);
+    vblk_queue_view(fuzz.disk, queue, &view);
+    if (info.block_size < 512 || (info.block_size & (info.block_size - 1)) || view.num_free > view.size ||
+        info.num_queues > FUZZ_QUEUES)
+        abort();
 }
 
 /* Or scribbles anywhere in what is shared: rings, tables, headers, status bytes. */
@@ -325,11 +358,21 @@ static void fuzz_scribble(unsigned queue)
         fuzz.shared[queue][at] = (uint8_t)fuzz_take(1);
 }
 
+#include "tests/fuzz/vblk_fuzz_registers.h"
+
+static void fuzz_told(void *opaque, uint64_t capacity_sectors)
+{
+    if (capacity_sectors > UINT64_MAX / 512)
+        abort();
+}
+
 static int fuzz_one(const uint8_t *data, size_t size, bool packed)
 {
     struct vblk_config config = {.num_queues = FUZZ_QUEUES, .queue_size = FUZZ_SIZE, .deadline_ns = 200000};
+    struct vtr *transport;
     size_t bytes;
     void *memory;
+    uint8_t buf[512];
 
     memset(&fuzz, 0, sizeof(fuzz));
     fuzz.vtr.ops = &fuzz_ops;
@@ -337,13 +380,16 @@ static int fuzz_one(const uint8_t *data, size_t size, bool packed)
     fuzz.left = size;
     fuzz.packed = packed;
     config.indirect_segs = fuzz_take(1) % 5;
+    config.poll_only = fuzz_take(1) & 1;
     fuzz.features = fuzz_take(4) | (uint64_t)fuzz_take(2) << 32;
     bytes = (vblk_memory_bytes(&config) + 63) & ~(size_t)63;
     memory = aligned_alloc(64, bytes);
-    if (vblk_start(&fuzz.disk, memory, bytes, &fuzz.vtr, &fuzz_platform, &config) == 0) {
+    transport = fuzz_transport(fuzz_take(1));
+    if (transport && vblk_start(&fuzz.disk, memory, bytes, transport, &fuzz_platform, &config) == 0) {
+        vblk_on_capacity_change(fuzz.disk, fuzz_told, NULL);
         while (fuzz.left) {
             unsigned roll = fuzz_take(1), queue = roll >> 7;
-            switch (roll % 11) {
+            switch (roll % 13) {
             case 0:
             case 1:
                 fuzz_submit(queue);
@@ -375,6 +421,15 @@ static int fuzz_one(const uint8_t *data, size_t size, bool packed)
                     (void)(roll & 0x10 ? vblk_suspend : vblk_resume)(fuzz.disk);
                 else
                     vblk_interrupts_off(fuzz.disk, queue);
+                break;
+            case 11: /* what waits must end, too */
+                if (roll & 0x40)
+                    (void)vblk_set_write_cache(fuzz.disk, roll & 1);
+                else
+                    (void)vblk_read(fuzz.disk, queue, roll, buf, sizeof(buf));
+                break;
+            case 12:
+                fuzz_look(queue);
                 break;
             }
         }
