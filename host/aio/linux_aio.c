@@ -14,6 +14,8 @@
  * would only be signalled for what has been found already, at the price of a lock for each request and a
  * false awakening for each batch. Requests then go without it, and every io_submit is checked: if one of them
  * is not complete when it returns, a timer looks after those in flight, and the eventfd is back for the next.
+ * io_submit is then where the data is moved, so it gets a few requests at a time, and these are finished
+ * before the next few: whoever waits for the first need not wait for the last.
  */
 #include <assert.h>
 #include <errno.h>
@@ -40,6 +42,11 @@
 
 /* So many io_submits in a row that completed all that was in flight make the eventfd superfluous. */
 #define LAIO_SURE 32
+/* In one io_submit then: requests, and bytes, if there is more than one; a large request is the last of its
+ * batch. */
+#define LAIO_SURE_BATCH 16u
+#define LAIO_SURE_BYTES (64u << 10)
+#define LAIO_SURE_LARGE (32u << 10)
 /* First look after requests that were not complete against expectation; then doubled up to LAIO_RETRY_NS. */
 #define LAIO_WATCH_NS 20000
 
@@ -133,58 +140,6 @@ static void look_back(struct laio *laio)
     }
 }
 
-/* Hands the queue to the kernel, as far as it takes it. In a coroutine or outside. */
-static void laio_submit(void *opaque)
-{
-    struct laio *laio = opaque;
-    struct aio_request *failed = NULL, **failed_end = &failed;
-
-    while (laio->first && laio->in_flight < laio->slots) {
-        struct iocb *batch[LAIO_BATCH];
-        struct aio_request *request;
-        unsigned room = laio->slots - laio->in_flight, n = 0;
-        bool sure = laio->synchronous >= LAIO_SURE;
-        int ret;
-
-        for (request = laio->first; request && n < LAIO_BATCH && n < room; request = request->next) {
-            struct iocb *iocb = request_iocb(request);
-
-            /* A flush is never synchronous. */
-            if (!sure || request->op == AIO_OP_FDATASYNC)
-                io_set_eventfd(iocb, laio->completions.fd);
-            else
-                iocb->u.c.flags = 0;
-            batch[n++] = iocb;
-        }
-        ret = laio_kernel.submit(laio->context, n, batch);
-        AIO_COUNT(laio->loop, submit_syscalls);
-        if (ret > 0) {
-            laio->in_flight += (unsigned)ret;
-            while (ret-- > 0 && laio->first)
-                queue_pop(laio);
-            look_back(laio);
-        } else if (ret == 0 || ret == -EAGAIN || ret == -EINTR) {
-            AIO_COUNT(laio->loop, eagain);
-            break;
-        } else {
-            /* The first of the batch is at fault, and it alone. */
-            request = queue_pop(laio);
-            request->result = ret;
-            request->next = NULL;
-            *failed_end = request;
-            failed_end = &request->next;
-        }
-    }
-    if (laio->first && !laio->in_flight)
-        loop_timer_arm(laio->loop, &laio->retry, world_now_ns() + LAIO_RETRY_NS);
-    while (failed) {
-        struct aio_request *request = failed;
-
-        failed = request->next;
-        co_wake(request->co);
-    }
-}
-
 /* Wakes those that COMPLETED lists, which the kernel has nothing to do with any more. */
 static void laio_wake(struct laio *laio, struct aio_request *completed)
 {
@@ -268,6 +223,83 @@ static void laio_complete(void *opaque)
         laio_complete_mapped(laio);
     else
         laio_complete_by_call(laio);
+}
+
+/* The next requests for one io_submit, at most MAX, into BATCH (of LAIO_BATCH); they stay queued. */
+static unsigned next_batch(const struct laio *laio, unsigned max, bool sure, struct iocb **batch)
+{
+    unsigned limit = sure ? LAIO_SURE_BATCH : LAIO_BATCH, n = 0;
+    size_t bytes = 0;
+    bool more = true;
+
+    if (limit > max)
+        limit = max;
+    for (struct aio_request *request = laio->first; request && more && n < limit; request = request->next) {
+        struct iocb *iocb = request_iocb(request);
+
+        if (sure && request->op != AIO_OP_FDATASYNC) {
+            size_t size = aio_request_bytes(request);
+
+            bytes += size;
+            if (bytes > LAIO_SURE_BYTES && n > 0)
+                break;
+            more = size < LAIO_SURE_LARGE;
+        }
+        /* A flush is never synchronous. */
+        if (!sure || request->op == AIO_OP_FDATASYNC)
+            io_set_eventfd(iocb, laio->completions.fd);
+        else
+            iocb->u.c.flags = 0;
+        batch[n++] = iocb;
+    }
+    return n;
+}
+
+/* Hands what is queued to the kernel, as far as it takes it. In a coroutine or outside. */
+static void laio_submit(void *opaque)
+{
+    struct laio *laio = opaque;
+    struct aio_request *failed = NULL, **failed_end = &failed;
+    unsigned left = laio->queued; /* what comes while this goes on waits for the next turn */
+
+    while (laio->first && left > 0 && laio->in_flight < laio->slots) {
+        struct iocb *batch[LAIO_BATCH];
+        struct aio_request *request;
+        unsigned room = laio->slots - laio->in_flight;
+        bool sure = laio->synchronous >= LAIO_SURE;
+        unsigned n = next_batch(laio, room < left ? room : left, sure, batch);
+        int ret = laio_kernel.submit(laio->context, n, batch);
+
+        AIO_COUNT(laio->loop, submit_syscalls);
+        if (ret > 0) {
+            laio->in_flight += (unsigned)ret;
+            left -= (unsigned)ret;
+            while (ret-- > 0)
+                queue_pop(laio);
+            look_back(laio);
+            if (sure && left > 0 && !co_self())
+                laio_complete(laio);
+        } else if (ret == 0 || ret == -EAGAIN || ret == -EINTR) {
+            AIO_COUNT(laio->loop, eagain);
+            break;
+        } else {
+            /* The first of the batch is at fault, and it alone. */
+            request = queue_pop(laio);
+            left--;
+            request->result = ret;
+            request->next = NULL;
+            *failed_end = request;
+            failed_end = &request->next;
+        }
+    }
+    if (laio->first && !laio->in_flight)
+        loop_timer_arm(laio->loop, &laio->retry, world_now_ns() + LAIO_RETRY_NS);
+    while (failed) {
+        struct aio_request *request = failed;
+
+        failed = request->next;
+        co_wake(request->co);
+    }
 }
 
 static void laio_watch(void *opaque)

@@ -491,6 +491,60 @@ static void a_file_system_that_stops_being_synchronous_loses_no_request(void **s
     unlink(path);
 }
 
+/* The kernel moves the data inside io_submit then: it gets few at a time, and those that are done go on. */
+static long largest_batch;
+static unsigned ended_before_last;
+static const struct many *watched;
+
+static int submit_watched(io_context_t context, long n, struct iocb **iocbs)
+{
+    largest_batch = n > largest_batch ? n : largest_batch;
+    ended_before_last = watched->ended;
+    return kernel.submit(context, n, iocbs);
+}
+
+static void what_is_synchronous_goes_in_small_batches(void **state)
+{
+    struct aio_stats before, after;
+    struct many m = {0};
+
+    if (laio_probe() < 0)
+        skip();
+    fresh_loop();
+    make_file(directories[1], FILE_BYTES);
+    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
+    if (!m.file)
+        skip();
+    m.buffer = buffer_of(64 * 4096);
+    /* As tmpfs is, on any file system: everything has ended when io_submit returns. */
+    for (unsigned i = 0; i < 64; i++) {
+        co_enter(co_create(one_of_many, &m));
+        while (m.ended <= i)
+            loop_turn(loop, true);
+    }
+    m.started = m.ended = 0;
+    watched = &m;
+    largest_batch = 0;
+    laio_kernel.submit = submit_watched;
+    aio_stats(&before);
+    for (unsigned i = 0; i < 48; i++)
+        co_enter(co_create(one_of_many, &m));
+    while (m.ended < 48)
+        loop_turn(loop, true);
+    aio_stats(&after);
+    laio_kernel = kernel;
+    assert_int_equal(m.failed, 0);
+    if (largest_batch == 48)
+        skip(); /* this file system is not synchronous */
+    assert_int_equal(largest_batch, 16);
+    assert_int_equal(after.submit_syscalls - before.submit_syscalls, 3);
+    assert_int_equal(ended_before_last, 32);
+    fresh_loop();
+    host_file_close(m.file);
+    free(m.buffer);
+    unlink(path);
+}
+
 static int setup_refuses(int max_events, io_context_t *context)
 {
     return -EAGAIN;
@@ -924,6 +978,7 @@ int main(void)
         cmocka_unit_test(a_partial_submit_is_continued),
         cmocka_unit_test(an_error_of_submit_fails_the_first_request_only),
         cmocka_unit_test(a_file_system_that_stops_being_synchronous_loses_no_request),
+        cmocka_unit_test(what_is_synchronous_goes_in_small_batches),
         cmocka_unit_test(a_loop_without_a_context_still_does_io),
         cmocka_unit_test(short_transfers_are_continued),
         cmocka_unit_test(a_write_of_nothing_for_ever_is_an_error_but_not_enospc),
