@@ -3,8 +3,9 @@
  *
  * While the ring is emptied, reads or writes are gathered, up to MULTIREQ_MAX of one kind. Before anything
  * that must not overtake them (a request of another kind, a flush, the end of the ring) they are put in disk
- * order, and each run without gaps goes down as one request, as far as the limits of the node below allow. A
- * request that comes alone takes none of these steps.
+ * order, and each run without gaps goes down as one request, as far as the limits of the node below allow,
+ * and with others left to be in flight beside it (MULTIREQ_RUN_MIN). A request that comes alone takes none of
+ * these steps.
  *
  * Requests that can't touch, as random ones mostly can't, are told by a hashed set of their beginnings, and
  * go down as they came.
@@ -111,6 +112,7 @@ void multireq_submit(struct virtio_blk_queue *queue)
     struct multireq *multireq = &queue->multireq;
     struct virtio_blk_request **requests = multireq->requests;
     unsigned count = multireq->count, start = 0;
+    unsigned run_max = queue->in_flight / 4 > MULTIREQ_RUN_MIN ? queue->in_flight / 4 : MULTIREQ_RUN_MIN;
 
     if (count == 0)
         return;
@@ -125,7 +127,8 @@ void multireq_submit(struct virtio_blk_queue *queue)
         uint64_t bytes = requests[start]->bytes;
         unsigned niov = requests[start]->niov, end = start + 1;
 
-        while (end < count && requests[end]->offset == requests[end - 1]->offset + requests[end - 1]->bytes &&
+        while (end < count && end - start < run_max &&
+               requests[end]->offset == requests[end - 1]->offset + requests[end - 1]->bytes &&
                niov + requests[end]->niov <= queue->device->merge_max_iov &&
                bytes + requests[end]->bytes <= queue->device->merge_max_bytes) {
             niov += requests[end]->niov;

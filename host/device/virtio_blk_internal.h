@@ -67,6 +67,9 @@ struct virtio_blk_request {
 
 #define MULTIREQ_MAX       32u
 #define MULTIREQ_MAX_BYTES (1u << 20) /* joining what is large already gains nothing */
+/* Joined in one are at most these, or a quarter of what is in flight if that is more: a driver that has all
+ * its requests answered by one would be idle while the device is busy, and the device while the driver is. */
+#define MULTIREQ_RUN_MIN 8u
 
 #define MULTIREQ_FILTER_BITS 4096u
 
@@ -138,6 +141,7 @@ struct virtio_blk_queue {
     struct loop_timer coalesce;
     unsigned num_used;    /* finished since the last end of a turn */
     unsigned num_unshown; /* and of these, pushed since used entries were last published */
+    bool woken;           /* the driver was told in this turn already that there are some */
     bool shown;           /* some were published since the last look at whether to interrupt */
     unsigned coalesced;   /* completions that wait for an interrupt */
     struct queue_control control;

@@ -162,16 +162,36 @@ static void a_flush_is_a_boundary(void **state)
     rig_fini();
 }
 
-static void at_most_thirty_two_at_a_time(void **state)
+/* What is joined is answered at once, so not everything in flight is joined. */
+static void at_most_eight_are_joined_when_few_are_in_flight(void **state)
 {
-    struct wish wishes[70];
+    struct wish wishes[20];
 
     start(true, 0, 0);
-    for (unsigned i = 0; i < 70; i++)
+    for (unsigned i = 0; i < 20; i++)
         wishes[i] = (struct wish){IN, i, 1};
-    ask(wishes, 70);
-    CALLS({BLK_READ, 0, 32}, {BLK_READ, 32, 32}, {BLK_READ, 64, 6});
-    expect_answers(70, 0);
+    ask(wishes, 20);
+    CALLS({BLK_READ, 0, 8}, {BLK_READ, 8, 8}, {BLK_READ, 16, 4});
+    expect_answers(20, 0);
+    rig_fini();
+}
+
+static void at_most_a_quarter_of_what_is_in_flight_and_thirty_two(void **state)
+{
+    struct wish wishes[170];
+
+    start(true, 0, 0);
+    fake.hold = true;
+    for (unsigned i = 0; i < 170; i++)
+        wishes[i] = (struct wish){IN, i, 1};
+    ask(wishes, 170);
+    /* They are looked at by the 32 when the 33rd, the 65th, ... comes, and at the end. */
+    CALLS({BLK_READ, 0, 8}, {BLK_READ, 8, 8}, {BLK_READ, 16, 8}, {BLK_READ, 24, 8}, {BLK_READ, 32, 16},
+          {BLK_READ, 48, 16}, {BLK_READ, 64, 24}, {BLK_READ, 88, 8}, {BLK_READ, 96, 32}, {BLK_READ, 128, 32},
+          {BLK_READ, 160, 10});
+    fake_release_all();
+    rig_settle();
+    expect_answers(170, 0);
     rig_fini();
 }
 
@@ -318,7 +338,8 @@ int main(void)
         cmocka_unit_test(the_order_of_equal_sectors_is_kept),
         cmocka_unit_test(reads_and_writes_are_not_mixed),
         cmocka_unit_test(a_flush_is_a_boundary),
-        cmocka_unit_test(at_most_thirty_two_at_a_time),
+        cmocka_unit_test(at_most_eight_are_joined_when_few_are_in_flight),
+        cmocka_unit_test(at_most_a_quarter_of_what_is_in_flight_and_thirty_two),
         cmocka_unit_test(the_limit_of_segments_holds),
         cmocka_unit_test(the_limit_of_bytes_holds),
         cmocka_unit_test(large_requests_are_left_alone),
