@@ -8,7 +8,9 @@
  * after that, so no kick is lost;
  *  - nothing is fetched that there is no memory for: the queue stalls with notifications off, and goes on
  * when a request ends;
- *  - used entries are published a few at a time, and there is at most one interrupt for all of a turn.
+ *  - used entries are published a few at a time, and there is at most one interrupt for all of a turn: early
+ *    in it where the driver would not be told twice, so that it wakes up while the rest is served, else at
+ *    its end.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -412,25 +414,6 @@ static void queue_show(struct virtio_blk_queue *queue)
     queue->shown = true;
 }
 
-void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
-{
-    STAT_ADD(queue, completed, 1);
-    queue->num_used++;
-    if (queue->in_order) {
-        request->len = len;
-        request->done = true;
-    } else {
-        virtqueue_push(&queue->vq, request->id, len, 1, request->num_descs);
-        if (queue->track_inflight)
-            ring_inflight_pushed(&queue->inflight, request->entry);
-        request_put(queue, request);
-        /* A driver that polls goes on with these while the rest of the turn is served. */
-        if (++queue->num_unshown >= SHOW_EVERY)
-            queue_show(queue);
-    }
-    loop_defer(queue->loop, &queue->flush);
-}
-
 static void interrupt(struct virtio_blk_queue *queue)
 {
     struct virtio_blk *device = queue->device;
@@ -449,6 +432,42 @@ static void interrupt(struct virtio_blk_queue *queue)
     }
 }
 
+static bool coalesces(const struct virtio_blk_queue *queue)
+{
+    return queue->device->options.coalesce_ns > 0 && queue->device->options.coalesce_count > 1;
+}
+
+/* Once a turn: a driver that sleeps until a used entry wakes up while later ones are still being made. At the
+ * end of the turn it is told again only if it has gone back to sleep. */
+static void interrupt_early(struct virtio_blk_queue *queue)
+{
+    if (queue->woken || coalesces(queue) || !virtqueue_interrupts_once(&queue->vq))
+        return;
+    queue->woken = true;
+    interrupt(queue);
+}
+
+void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
+{
+    STAT_ADD(queue, completed, 1);
+    queue->num_used++;
+    if (queue->in_order) {
+        request->len = len;
+        request->done = true;
+    } else {
+        virtqueue_push(&queue->vq, request->id, len, 1, request->num_descs);
+        if (queue->track_inflight)
+            ring_inflight_pushed(&queue->inflight, request->entry);
+        request_put(queue, request);
+        /* The driver goes on with these while the rest of the turn is served. */
+        if (++queue->num_unshown >= SHOW_EVERY) {
+            queue_show(queue);
+            interrupt_early(queue);
+        }
+    }
+    loop_defer(queue->loop, &queue->flush);
+}
+
 static void on_coalesce(void *opaque)
 {
     interrupt(opaque);
@@ -459,7 +478,7 @@ static void interrupt_or_wait(struct virtio_blk_queue *queue, unsigned fresh)
 {
     const struct virtio_blk_options *options = &queue->device->options;
 
-    if (options->coalesce_ns == 0 || options->coalesce_count <= 1) {
+    if (!coalesces(queue)) {
         interrupt(queue);
         return;
     }
@@ -482,6 +501,7 @@ static void on_flush(void *opaque)
     unsigned fresh = queue->num_used;
 
     queue->num_used = 0;
+    queue->woken = false;
     if (queue->in_order)
         push_in_order(queue);
     queue_show(queue);
@@ -681,7 +701,7 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->broken = queue->polling = queue->handling = queue->stalled = queue->order_ends = false;
     queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = queue->num_used = 0;
     queue->num_unshown = 0;
-    queue->shown = false;
+    queue->shown = queue->woken = false;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
     queue->kick_is_pipe = setup->kick_fd >= 0 && fstat(setup->kick_fd, &st) == 0 && S_ISFIFO(st.st_mode);

@@ -59,6 +59,12 @@ bool virtqueue_needs_interrupt(struct virtqueue *vq)
     return vq->packed ? virtqueue_packed_needs_interrupt(vq) : virtqueue_split_needs_interrupt(vq);
 }
 
+bool virtqueue_interrupts_once(const struct virtqueue *vq)
+{
+    return vq->event_idx &&
+           (!vq->packed || (le16_load(&vq->ring.driver->flags) & 3u) == VIRTQ_PACKED_EVENT_DESC);
+}
+
 void virtqueue_set_notification(struct virtqueue *vq, bool on)
 {
     vq->notify_wanted = on;

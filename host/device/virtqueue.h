@@ -116,6 +116,11 @@ bool virtqueue_publish(struct virtqueue *vq);
 /* Does the driver want an interrupt for what was published since the last call (2.7.7, 2.8.10)? */
 bool virtqueue_needs_interrupt(struct virtqueue *vq);
 
+/* Has the driver named the used entry at which it wants its next interrupt, rather than "always"? Then there
+ * is one interrupt for it however often the question above is asked. No barrier: only a hint for when to ask.
+ */
+bool virtqueue_interrupts_once(const struct virtqueue *vq);
+
 /* Tells the driver whether kicks are wanted. After turning them on the caller looks at the ring once more:
  * the full barrier for that is in here. */
 void virtqueue_set_notification(struct virtqueue *vq, bool on);

@@ -243,6 +243,7 @@ static struct rig {
     struct rig_queue queues[RIG_QUEUES_MAX];
     unsigned num_queues;
     unsigned interrupts[RIG_QUEUES_MAX], config_changes, resets, stops;
+    unsigned calls_then; /* fake.num_calls at the last interrupt */
     char why[256];
     struct virtio_blk_queue_setup setup[RIG_QUEUES_MAX];
 } rig;
@@ -313,6 +314,7 @@ static void rig_on_reset(void *opaque, unsigned queue, const char *why)
 static void rig_on_interrupt(void *opaque, unsigned queue)
 {
     rig.interrupts[queue]++;
+    rig.calls_then = fake.num_calls;
 }
 
 static void rig_on_stopped(void *opaque, unsigned queue, int error)

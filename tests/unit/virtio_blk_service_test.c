@@ -349,7 +349,58 @@ static void pages_are_counted_right(void **state)
     dirty_log_mark(&log, (guest_addr){UINT64_MAX - 4096}, 4096);
 }
 
-/* ---- interrupts that are put off ---- */
+/* ---- when interrupts come ---- */
+
+/* The driver sleeps until entry AT, of a ring that has not gone round yet. */
+static void sleep_until(bool packed, uint16_t at)
+{
+    if (packed) {
+        rig.queues[0].driver->flags = le16_put(VIRTQ_PACKED_EVENT_DESC);
+        rig.queues[0].driver->off_wrap = le16_put((uint16_t)(at | 0x8000));
+    } else {
+        rig.queues[0].avail->ring[rig.queues[0].size] = le16_put(at);
+    }
+}
+
+static void twenty_reads(void)
+{
+    fake.num_calls = 0;
+    for (unsigned i = 0; i < 20; i++)
+        rig_request(0, VIRTIO_BLK_T_IN, i * 8, rig_alloc(512, 512), 512, true);
+    rig_kick(0);
+    assert_int_equal(used(), 20);
+}
+
+/* A driver that sleeps until the first used entry is woken while most of the turn is still to be served; one
+ * that sleeps until the last is not woken before; each once. */
+static void a_driver_that_sleeps_is_woken_while_the_rest_is_served(void **state)
+{
+    struct virtio_blk_queue_stats stats;
+
+    start(state, (struct rig_options){.features = VIRTIO_BIT(VIRTIO_F_EVENT_IDX) |
+                                                  VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC)});
+    sleep_until(*state, 0);
+    twenty_reads();
+    assert_int_equal(rig.interrupts[0], 1);
+    assert_in_range(rig.calls_then, 1, 10);
+    sleep_until(*state, 39);
+    twenty_reads();
+    assert_int_equal(rig.interrupts[0], 2);
+    assert_int_equal(rig.calls_then, 20);
+    virtio_blk_queue_stats(rig.device, 0, &stats);
+    assert_int_equal(stats.batches, 2);
+    rig_fini();
+}
+
+/* One that wants an interrupt always gets one for all of a turn, when the turn ends. */
+static void a_driver_that_names_no_entry_is_told_once(void **state)
+{
+    start(state, (struct rig_options){0});
+    twenty_reads();
+    assert_int_equal(rig.interrupts[0], 1);
+    assert_int_equal(rig.calls_then, 20);
+    rig_fini();
+}
 
 static void interrupts_wait_for_count_or_time(void **state)
 {
@@ -376,6 +427,19 @@ static void interrupts_wait_for_count_or_time(void **state)
     rig_settle();
     assert_int_equal(used(), 5);
     assert_int_equal(rig.interrupts[0], 3);
+    rig_fini();
+}
+
+/* Nor does the first of many wake the driver early then. */
+static void interrupts_that_wait_do_not_come_early(void **state)
+{
+    start(state, (struct rig_options){.features =
+                                          VIRTIO_BIT(VIRTIO_F_EVENT_IDX) | VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC),
+                                      .device = {.coalesce_count = 4, .coalesce_ns = 20000000}});
+    sleep_until(*state, 0);
+    twenty_reads();
+    assert_int_equal(rig.interrupts[0], 1);
+    assert_int_equal(rig.calls_then, 20);
     rig_fini();
 }
 
@@ -505,7 +569,10 @@ int main(void)
         BOTH(written_pages_are_logged),
         BOTH(a_log_that_is_too_short_is_not_overrun),
         cmocka_unit_test(pages_are_counted_right),
+        BOTH(a_driver_that_sleeps_is_woken_while_the_rest_is_served),
+        BOTH(a_driver_that_names_no_entry_is_told_once),
         BOTH(interrupts_wait_for_count_or_time),
+        BOTH(interrupts_that_wait_do_not_come_early),
         BOTH(a_stop_delivers_what_was_put_off),
         BOTH(checklist_331_lifetime),
         BOTH(memory_cut_short_breaks_the_ring),
