@@ -18,6 +18,26 @@ uint64_t crash_random(uint64_t *seed)
     return z ^ (z >> 31);
 }
 
+uint64_t crash_hash(const uint8_t *data, size_t bytes)
+{
+    uint64_t lanes[4] = {bytes, 1, 2, 3}, hash = 0, word;
+    size_t at = 0;
+    for (; bytes - at >= 32; at += 32) {
+        for (unsigned i = 0; i < 4; i++) {
+            memcpy(&word, data + at + i * 8, 8);
+            lanes[i] = (lanes[i] ^ word) * 0x9e3779b97f4a7c15u;
+            lanes[i] ^= lanes[i] >> 29;
+        }
+    }
+    for (; at < bytes; at++)
+        lanes[0] = (lanes[0] ^ data[at]) * 0xbf58476d1ce4e5b9u;
+    for (unsigned i = 0; i < 4; i++) {
+        hash ^= lanes[i];
+        hash = crash_random(&hash);
+    }
+    return hash;
+}
+
 static uint8_t *read_file(const char *path, size_t *bytes)
 {
     FILE *file = fopen(path, "re");
@@ -110,18 +130,20 @@ bool crash_disk_init(struct crash_disk *disk, const struct crash_log *log, const
     *disk = (struct crash_disk){.log = log, .limit = most, .base_bytes = log->image_bytes};
     disk->base = calloc(1, most + 1);
     disk->state = calloc(1, most + 1);
+    disk->order = calloc(log->op_count + 1, sizeof *disk->order);
     size_t bytes = 0;
     uint8_t *image = read_file(first_image, &bytes);
     if (image && disk->base)
         memcpy(disk->base, image, bytes < most ? bytes : most);
     free(image);
-    return image && disk->base && disk->state;
+    return image && disk->base && disk->state && disk->order;
 }
 
 void crash_disk_free(struct crash_disk *disk)
 {
     free(disk->base);
     free(disk->state);
+    free(disk->order);
 }
 
 /* The latest begin of a flush that has ended well before AT: what ended before it is durable. */
@@ -169,6 +191,14 @@ static void apply(const struct log_op *op, uint8_t *disk, uint64_t *disk_bytes, 
     }
 }
 
+static int effect_compare(const void *a, const void *b)
+{
+    const struct crash_effect *x = a, *y = b;
+    if (x->moment != y->moment)
+        return x->moment < y->moment ? -1 : 1;
+    return x->op < y->op ? -1 : x->op > y->op;
+}
+
 void crash_disk_state(struct crash_disk *disk, uint32_t at, enum crash_choice choice, uint64_t seed)
 {
     const struct crash_log *log = disk->log;
@@ -188,8 +218,19 @@ void crash_disk_state(struct crash_disk *disk, uint32_t at, enum crash_choice ch
     disk->state_bytes = disk->base_bytes;
     static const unsigned chances[] = {10, 50, 90};
     unsigned chance = chances[crash_random(&seed) % 3];
+    size_t count = 0;
     for (size_t i = disk->base_ops; i < log->op_count && log->ops[i].begin < at; i++) {
         const struct log_op *op = &log->ops[i];
+        uint64_t end = op->end < at ? op->end : at;
+        /* An operation takes effect at some moment between its begin and its end. */
+        uint64_t moment =
+            choice == CRASH_RANDOM ? op->begin + crash_random(&seed) % (end - op->begin + 1) : op->begin;
+        disk->order[count++] = (struct crash_effect){.moment = moment, .op = op};
+    }
+    if (choice == CRASH_RANDOM)
+        qsort(disk->order, count, sizeof *disk->order, effect_compare);
+    for (size_t i = 0; i < count; i++) {
+        const struct log_op *op = disk->order[i].op;
         bool there = is_durable(op, horizon, at), torn = false;
         if (!there) {
             switch (choice) {

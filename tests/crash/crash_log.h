@@ -54,7 +54,12 @@ enum crash_choice {
     CRASH_ALL,     /* all that had begun is there */
     CRASH_ENDED,   /* all that had ended is there */
     CRASH_DURABLE, /* only what had to be */
-    CRASH_RANDOM   /* a random subset, some of it torn */
+    CRASH_RANDOM   /* a random subset, some of it torn; what overlapped in time comes in any order */
+};
+
+struct crash_effect {
+    uint64_t moment;
+    const struct log_op *op;
 };
 
 struct crash_disk {
@@ -65,6 +70,7 @@ struct crash_disk {
     size_t base_ops;
     uint8_t *state; /* the state asked for */
     uint64_t state_bytes;
+    struct crash_effect *order; /* room for all operations */
 };
 
 bool crash_disk_init(struct crash_disk *disk, const struct crash_log *log, const char *first_image);
@@ -75,5 +81,8 @@ void crash_disk_state(struct crash_disk *disk, uint32_t at, enum crash_choice ch
 
 /* A small generator; every seed gives another sequence. */
 uint64_t crash_random(uint64_t *seed);
+
+/* 64 bits that stand for BYTES of DATA. */
+uint64_t crash_hash(const uint8_t *data, size_t bytes);
 
 #endif

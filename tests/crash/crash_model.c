@@ -86,6 +86,60 @@ bool crash_model_size_ok(const struct crash_model *model, uint32_t at, uint64_t 
     return ok || (first_ok && sectors == model->first_sectors);
 }
 
+uint64_t crash_model_first_hash(const struct crash_model *model)
+{
+    uint8_t *disk = calloc(model->first_sectors + 1, 512);
+    for (uint64_t s = 0; disk && model->backed && s < model->first_sectors; s++)
+        crash_model_fill(disk + s * 512, s, 0);
+    uint64_t hash = disk ? crash_hash(disk, model->first_sectors * 512) : 0;
+    free(disk);
+    return hash;
+}
+
+static const struct guest_request *deletion_of(const struct crash_model *model, uint64_t maker)
+{
+    for (size_t i = 1; i < model->request_count; i++) {
+        if (model->requests[i].begin && model->requests[i].op == GUEST_SNAPSHOT_DELETE &&
+            model->requests[i].sector == maker)
+            return &model->requests[i];
+    }
+    return NULL;
+}
+
+bool crash_model_snapshot_ok(const struct crash_model *model, uint32_t at, const char *name, uint64_t content,
+                             char *why, size_t why_bytes)
+{
+    uint64_t id = name[0] == 's' ? strtoull(name + 1, NULL, 10) : 0;
+    const struct guest_request *r = id && id < model->request_count ? &model->requests[id] : NULL;
+    if (!r || r->op != GUEST_SNAPSHOT || !begun(r, at)) {
+        snprintf(why, why_bytes, "there is a snapshot '%s' that nobody made", name);
+        return false;
+    }
+    const struct guest_request *gone = deletion_of(model, id);
+    if (gone && gone->end < at && !gone->failed) {
+        snprintf(why, why_bytes, "snapshot '%s' was deleted and is there", name);
+        return false;
+    }
+    if (r->sector != content) {
+        snprintf(why, why_bytes, "snapshot '%s' does not hold what the disk held when it was made", name);
+        return false;
+    }
+    return true;
+}
+
+unsigned crash_model_snapshots_least(const struct crash_model *model, uint32_t at)
+{
+    unsigned least = 0;
+    for (size_t i = 1; i < model->request_count; i++) {
+        const struct guest_request *r = &model->requests[i];
+        if (!r->begin || r->op != GUEST_SNAPSHOT || r->end >= at || r->failed)
+            continue;
+        const struct guest_request *gone = deletion_of(model, i);
+        least += !gone || !begun(gone, at);
+    }
+    return least;
+}
+
 bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint8_t *data, uint64_t sectors,
                         char *why, size_t why_bytes)
 {
@@ -101,7 +155,7 @@ bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint
     }
     for (size_t i = 1; good && i < model->request_count; i++) {
         const struct guest_request *r = &model->requests[i];
-        if (!begun(r, at) || r->op == GUEST_FLUSH || r->op == GUEST_RESIZE)
+        if (!begun(r, at) || r->op > GUEST_DISCARD)
             continue;
         bool durable = r->end < horizon && !r->failed;
         for (uint64_t s = r->sector; s < r->sector + r->count && s < sectors; s++) {

@@ -13,7 +13,15 @@
 
 #include "tests/crash/crash_log.h"
 
-enum guest_op { GUEST_WRITE, GUEST_ZERO, GUEST_DISCARD, GUEST_FLUSH, GUEST_RESIZE };
+enum guest_op {
+    GUEST_WRITE,
+    GUEST_ZERO,
+    GUEST_DISCARD,
+    GUEST_FLUSH,
+    GUEST_RESIZE,         /* count: the new size in sectors */
+    GUEST_SNAPSHOT,       /* its name is "s" and the request's id; sector: a hash of what the disk holds */
+    GUEST_SNAPSHOT_DELETE /* sector: the id of the request that made it */
+};
 
 /* Stands in the log twice for each request, as it begins and as it has been acknowledged. */
 struct guest_mark {
@@ -21,7 +29,7 @@ struct guest_mark {
     uint32_t op;
     uint32_t id; /* 1.. */
     uint32_t failed;
-    uint64_t sector, count; /* RESIZE: count is the new size in sectors */
+    uint64_t sector, count;
 };
 
 struct guest_request {
@@ -52,5 +60,15 @@ bool crash_model_size_ok(const struct crash_model *model, uint32_t at, uint64_t 
  * False: WHY says what was found. */
 bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint8_t *data, uint64_t sectors,
                         char *why, size_t why_bytes);
+
+/* The hash of the whole disk as it was when the log began. */
+uint64_t crash_model_first_hash(const struct crash_model *model);
+
+/* May there be a snapshot NAME whose disk has the hash CONTENT? False: WHY. */
+bool crash_model_snapshot_ok(const struct crash_model *model, uint32_t at, const char *name, uint64_t content,
+                             char *why, size_t why_bytes);
+
+/* How many snapshots have to be there: made, durably, and not asked to go. */
+unsigned crash_model_snapshots_least(const struct crash_model *model, uint32_t at);
 
 #endif

@@ -20,35 +20,43 @@
 const struct crash_workload crash_workloads[] = {
     {.name = "allocate",
      .what = "allocating writes, 64 KiB clusters",
-     .create = {.size = 8 * MIB},
+     .create = {.size = 4 * MIB},
      .write = 1,
      .max_sectors = 160},
     {.name = "version2",
      .what = "the same in a version 2 image",
-     .create = {.size = 8 * MIB, .version = 2},
+     .create = {.size = 4 * MIB, .version = 2},
      .write = 4,
      .zero = 1,
      .discard = 1,
      .max_sectors = 160},
     {.name = "clusters4k",
      .what = "4 KiB clusters: overwrites next to allocations",
-     .create = {.size = 4 * MIB, .cluster_bytes = 4096},
+     .create = {.size = 2 * MIB, .cluster_bytes = 4096},
      .write = 8,
      .zero = 1,
      .discard = 1,
      .max_sectors = 40},
     {.name = "clusters512",
      .what = "512-byte clusters: many tables, refcount table and L1 at work",
-     .create = {.size = 2 * MIB, .cluster_bytes = 512},
+     .create = {.size = 1 * MIB, .cluster_bytes = 512},
      .write = 8,
      .zero = 1,
      .discard = 1,
      .max_sectors = 24},
+    {.name = "small-cache",
+     .what = "512-byte clusters and caches that run full all the time",
+     .create = {.size = 1 * MIB, .cluster_bytes = 512},
+     .write = 8,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 24,
+     .cache_bytes = 4096},
     {.name = "refcount64",
      .what = "64-bit refcounts in 512-byte clusters: the refcount table grows",
-     .create = {.size = 6 * MIB, .cluster_bytes = 512, .refcount_bits = 64},
+     .create = {.size = 3 * MIB, .cluster_bytes = 512, .refcount_bits = 64},
      .write = 1,
-     .max_sectors = 64},
+     .max_sectors = 96},
     {.name = "refcount1",
      .what = "1-bit refcounts",
      .create = {.size = 4 * MIB, .refcount_bits = 1},
@@ -57,7 +65,7 @@ const struct crash_workload crash_workloads[] = {
      .max_sectors = 160},
     {.name = "backing-raw",
      .what = "copy-on-write over a raw backing file",
-     .create = {.size = 4 * MIB, .backing_file = "backing", .backing_format = "raw"},
+     .create = {.size = 2 * MIB, .backing_file = "backing", .backing_format = "raw"},
      .first = FIRST_BACKED_RAW,
      .write = 6,
      .zero = 1,
@@ -65,7 +73,7 @@ const struct crash_workload crash_workloads[] = {
      .max_sectors = 64},
     {.name = "backing-qcow2",
      .what = "copy-on-write over a qcow2 backing file with other clusters",
-     .create = {.size = 4 * MIB, .backing_file = "backing", .backing_format = "qcow2"},
+     .create = {.size = 2 * MIB, .backing_file = "backing", .backing_format = "qcow2"},
      .first = FIRST_BACKED_QCOW2,
      .write = 6,
      .zero = 1,
@@ -73,21 +81,35 @@ const struct crash_workload crash_workloads[] = {
      .max_sectors = 64},
     {.name = "discard",
      .what = "discard, then reuse of what was freed",
-     .create = {.size = 8 * MIB},
+     .create = {.size = 4 * MIB},
      .write = 3,
      .discard = 2,
      .max_sectors = 256,
      .hot_sectors = 2048},
+    {.name = "discard4k",
+     .what = "the same with 4 KiB clusters",
+     .create = {.size = 1 * MIB, .cluster_bytes = 4096},
+     .write = 3,
+     .discard = 2,
+     .max_sectors = 64,
+     .hot_sectors = 512},
+    {.name = "discard512",
+     .what = "the same with 512-byte clusters, in version 2",
+     .create = {.size = 1 * MIB, .cluster_bytes = 512, .version = 2},
+     .write = 3,
+     .discard = 2,
+     .max_sectors = 16,
+     .hot_sectors = 256},
     {.name = "zero",
      .what = "zero writes against allocating writes",
-     .create = {.size = 8 * MIB},
+     .create = {.size = 4 * MIB},
      .write = 2,
      .zero = 2,
      .max_sectors = 256,
      .hot_sectors = 2048},
     {.name = "zero-unmap",
      .what = "zero writes that give clusters back",
-     .create = {.size = 8 * MIB},
+     .create = {.size = 4 * MIB},
      .write = 2,
      .zero = 2,
      .zero_unmaps = true,
@@ -95,7 +117,7 @@ const struct crash_workload crash_workloads[] = {
      .hot_sectors = 2048},
     {.name = "full",
      .what = "overwrites and discards of a full image",
-     .create = {.size = 4 * MIB},
+     .create = {.size = 2 * MIB},
      .first = FIRST_FULL,
      .write = 4,
      .zero = 1,
@@ -103,14 +125,21 @@ const struct crash_workload crash_workloads[] = {
      .max_sectors = 256},
     {.name = "compressed",
      .what = "compressed clusters overwritten",
-     .create = {.size = 4 * MIB},
+     .create = {.size = 2 * MIB},
      .first = FIRST_COMPRESSED,
      .write = 4,
      .discard = 1,
      .max_sectors = 96},
+    {.name = "compressed4k",
+     .what = "the same with 4 KiB clusters, several of them in one",
+     .create = {.size = 1 * MIB, .cluster_bytes = 4096},
+     .first = FIRST_COMPRESSED,
+     .write = 4,
+     .discard = 1,
+     .max_sectors = 24},
     {.name = "snapshot",
      .what = "copy-on-write from a snapshot",
-     .create = {.size = 4 * MIB},
+     .create = {.size = 2 * MIB},
      .first = FIRST_SNAPSHOT,
      .write = 4,
      .zero = 1,
@@ -118,59 +147,109 @@ const struct crash_workload crash_workloads[] = {
      .max_sectors = 96},
     {.name = "snapshots",
      .what = "snapshots made and deleted while writing",
-     .create = {.size = 4 * MIB},
+     .create = {.size = 2 * MIB},
      .first = FIRST_FULL,
      .write = 4,
      .zero = 1,
      .discard = 1,
      .max_sectors = 96,
      .snapshots = true},
+    {.name = "snapshots-v2",
+     .what = "the same in version 2, which has no dirty bit",
+     .create = {.size = 2 * MIB, .version = 2},
+     .first = FIRST_FULL,
+     .write = 4,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 96,
+     .snapshots = true},
+    {.name = "snapshots512",
+     .what = "the same with 512-byte clusters: tables of many clusters",
+     .create = {.size = MIB / 2, .cluster_bytes = 512},
+     .write = 4,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 24,
+     .snapshots = true},
     {.name = "subclusters",
      .what = "extended L2 entries",
-     .create = {.size = 4 * MIB, .extended_l2 = true},
+     .create = {.size = 2 * MIB, .extended_l2 = true},
      .write = 6,
      .zero = 1,
      .discard = 1,
      .max_sectors = 40},
     {.name = "subclusters-backing",
      .what = "extended L2 entries over a backing file",
-     .create = {.size = 4 * MIB, .extended_l2 = true, .backing_file = "backing", .backing_format = "raw"},
+     .create = {.size = 2 * MIB, .extended_l2 = true, .backing_file = "backing", .backing_format = "raw"},
      .first = FIRST_BACKED_RAW,
      .write = 6,
      .zero = 1,
      .discard = 1,
      .max_sectors = 40},
+    {.name = "subclusters-snapshots",
+     .what = "extended L2 entries, small clusters, snapshots",
+     .create = {.size = 1 * MIB, .cluster_bytes = 16384, .extended_l2 = true},
+     .write = 6,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 24,
+     .snapshots = true},
     {.name = "lazy",
-     .what = "lazy refcounts, repaired on open",
-     .create = {.size = 8 * MIB, .lazy_refcounts = true},
+     .what = "lazy refcounts",
+     .create = {.size = 4 * MIB, .lazy_refcounts = true},
      .write = 6,
      .discard = 1,
      .max_sectors = 160},
     {.name = "resize",
      .what = "the disk grows while it is written to",
-     .create = {.size = 2 * MIB, .cluster_bytes = 4096},
+     .create = {.size = 1 * MIB, .cluster_bytes = 4096},
      .write = 8,
      .zero = 1,
      .discard = 1,
      .max_sectors = 40,
      .resize = true},
+    {.name = "resize512",
+     .what = "the same with 512-byte clusters: the L1 table moves",
+     .create = {.size = MIB / 2, .cluster_bytes = 512},
+     .write = 8,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 24,
+     .resize = true},
     {.name = "queues",
      .what = "four loops on one image",
-     .create = {.size = 8 * MIB},
+     .create = {.size = 4 * MIB},
      .write = 6,
      .zero = 1,
      .discard = 2,
      .max_sectors = 160,
-     .hot_sectors = 8192,
+     .hot_sectors = 4096,
      .loops = 4},
     {.name = "queues4k",
      .what = "four loops on one image with 4 KiB clusters",
-     .create = {.size = 4 * MIB, .cluster_bytes = 4096},
+     .create = {.size = 2 * MIB, .cluster_bytes = 4096},
      .write = 6,
      .zero = 1,
      .discard = 2,
      .max_sectors = 40,
      .loops = 4},
+    {.name = "queues-subclusters",
+     .what = "four loops on one image with extended L2 entries",
+     .create = {.size = 2 * MIB, .extended_l2 = true},
+     .write = 6,
+     .zero = 1,
+     .discard = 2,
+     .max_sectors = 40,
+     .loops = 4},
+    {.name = "queues-snapshots",
+     .what = "four loops on one image, snapshots made and deleted",
+     .create = {.size = 1 * MIB, .cluster_bytes = 4096},
+     .write = 6,
+     .zero = 1,
+     .discard = 2,
+     .max_sectors = 40,
+     .loops = 4,
+     .snapshots = true},
 };
 const unsigned crash_workload_count = sizeof crash_workloads / sizeof crash_workloads[0];
 
@@ -204,6 +283,38 @@ static void mark(struct run *run, uint32_t end, enum guest_op op, uint32_t id, u
     log_writes_mark(run->log, &m, sizeof m);
 }
 
+/* Makes a snapshot or, when there are several, deletes one. No request is in flight. */
+static void coroutine_fn change_snapshots(struct run *run, uint32_t id, uint64_t *seed)
+{
+    struct error err = {0};
+    struct qcow2_snapshot_info *list = NULL;
+    size_t count = 0;
+    uint64_t bytes = node_length(run->node);
+    int result = qcow2_snapshots(run->node, &list, &count);
+
+    if (result == 0 && count >= 3) {
+        const struct qcow2_snapshot_info *victim = &list[crash_random(seed) % count];
+        uint64_t maker = strtoull(victim->name + 1, NULL, 10);
+        mark(run, 0, GUEST_SNAPSHOT_DELETE, id, maker, 0, 0);
+        result = qcow2_co_snapshot_delete(run->node, victim->id, &err);
+        mark(run, 1, GUEST_SNAPSHOT_DELETE, id, maker, 0, result);
+    } else if (result == 0) {
+        char name[32];
+        uint8_t *data = node_buffer(run->node, bytes);
+        result = data ? node_co_pread(run->node, 0, data, bytes) : -12;
+        uint64_t content = result == 0 ? crash_hash(data, bytes) : 0;
+        free(data);
+        snprintf(name, sizeof name, "s%u", id);
+        mark(run, 0, GUEST_SNAPSHOT, id, content, 0, 0);
+        if (result == 0)
+            result = qcow2_co_snapshot_create(run->node, name, &err);
+        mark(run, 1, GUEST_SNAPSHOT, id, content, 0, result);
+    }
+    free(list);
+    if (result < 0)
+        fail(run, err.text, result);
+}
+
 static void coroutine_fn one_request(struct run *run, uint64_t *seed, uint8_t *buffer)
 {
     const struct crash_workload *w = run->workload;
@@ -225,22 +336,10 @@ static void coroutine_fn one_request(struct run *run, uint64_t *seed, uint8_t *b
         co_rwlock_unlock(&run->resizing);
         return;
     }
-    if (w->snapshots && crash_random(seed) % 40 == 0) {
-        struct error err = {0};
-        char name[32];
+    if (w->snapshots && crash_random(seed) % 30 == 0) {
         co_rwlock_wrlock(&run->resizing);
-        struct qcow2_snapshot_info *list = NULL;
-        size_t count = 0;
-        result = qcow2_snapshots(run->node, &list, &count);
-        snprintf(name, sizeof name, "s%u", id);
-        if (result == 0 && count >= 3)
-            result = qcow2_co_snapshot_delete(run->node, list[crash_random(seed) % count].id, &err);
-        else if (result == 0)
-            result = qcow2_co_snapshot_create(run->node, name, &err);
-        free(list);
+        change_snapshots(run, id, seed);
         co_rwlock_unlock(&run->resizing);
-        if (result < 0)
-            fail(run, err.text, result);
         return;
     }
 
@@ -403,7 +502,10 @@ static void coroutine_fn open_image(void *opaque)
     struct error err = {0};
     snprintf(path, sizeof path, "%s/image", run->dir);
     snprintf(log, sizeof log, "%s/log", run->dir);
-    struct open_options options = {.format = "qcow2", .log_writes = log};
+    struct open_options options = {.format = "qcow2",
+                                   .log_writes = log,
+                                   .l2_cache_bytes = run->workload->cache_bytes,
+                                   .refcount_cache_bytes = run->workload->cache_bytes};
     int result = node_co_open(path, &options, &run->node, &err);
     if (result < 0) {
         fail(run, err.text, result);

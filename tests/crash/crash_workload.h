@@ -26,7 +26,8 @@ struct crash_workload {
     unsigned max_sectors;          /* of one request */
     unsigned hot_sectors;          /* requests start below this sector (0: anywhere): small means reuse */
     bool resize, snapshots, zero_unmaps;
-    unsigned loops; /* 0 = 1 */
+    uint64_t cache_bytes; /* of each metadata cache; 0: what is usual */
+    unsigned loops;       /* 0 = 1 */
 };
 
 extern const struct crash_workload crash_workloads[];

@@ -4,7 +4,7 @@
 for workload in allocate clusters4k backing-raw queues; do
     mkdir "$tmp/$workload"
     ok_not "the wrong order is noticed: $workload" "$tools/tool_crash_broken" --dir="$tmp/$workload" \
-        --workload="$workload" --states=200
+        --workload="$workload" --states=400
     rm -rf "${tmp:?}/$workload"
 done
 done_testing

@@ -1,44 +1,32 @@
 /*
  * tool_crash: runs a workload on a qcow2 image under the log of writes, and then looks at many states in
- * which a power loss could have left the file. In each: qemu-img check finds leaks at most, we open it, and
- * every sector holds what it may (crash_model.h). Stops at the first state that is wrong, keeps it, and says
- * how to get it again.
+ * which a power loss could have left the file (crash_log.h), each judged as crash_judge.h says. Stops at the
+ * first state that is wrong, leaves it in DIR, and says how to get it again.
  *
- *   tool_crash --dir=DIR [--workload=NAME|all] [--seed=N] [--seeds=N] [--ops=N] [--states=N] [--list]
+ *   tool_crash --dir=DIR [--workload=NAME|all] [--states=N] [--seed=N] [--ops=N] [--points=N] [--prefixes]
+ *              [--again] [--list]
+ *
+ * --ops requests are made with a seed, then the states at --points places of the log are looked at: with
+ * everything there, with only what had ended, with only what is durable, and most of all with a random subset
+ * in a random order, torn. That is done with one seed after the other until there were --states different
+ * ones. States are counted by what the file holds: two choices that give the same bytes are one state.
+ * --prefixes: with the first seed every prefix of the log is looked at before. --again: looks at the log that
+ * is in DIR already, in the same way.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "host/block/node.h"
 #include "host/runtime/loop.h"
+#include "tests/crash/crash_judge.h"
 #include "tests/crash/crash_log.h"
 #include "tests/crash/crash_model.h"
 #include "tests/crash/crash_workload.h"
-
-extern char **environ;
-
-/* Runs qemu-img; what it says goes to the file REPORT. Its exit status, or -1. */
-static int qemu_img(const char *report, const char *const argv[])
-{
-    pid_t pid;
-    int status;
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, report, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_adddup2(&actions, 1, 2);
-    int error = posix_spawnp(&pid, "qemu-img", &actions, NULL, (char *const *)argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (error != 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
-        return -1;
-    return WEXITSTATUS(status);
-}
 
 /* Writes the state to PATH, only what differs from the state before. */
 static bool put_state(const struct crash_disk *disk, int fd, uint8_t *previous, uint64_t *previous_bytes)
@@ -61,181 +49,218 @@ static bool put_state(const struct crash_disk *disk, int fd, uint8_t *previous, 
     return true;
 }
 
-struct reading {
-    const char *path;
-    bool repair;
-    uint8_t *data;
-    uint64_t sectors;
-    bool good;
-    char why[1200];
+/* Hashes of the states seen, so that each is counted once */
+struct seen {
+    uint64_t *slots; /* 0: empty */
+    size_t room, count;
 };
 
-static void coroutine_fn read_image(void *opaque)
+/* False if HASH was there already. */
+static bool seen_add(struct seen *seen, uint64_t hash)
 {
-    struct reading *reading = opaque;
-    struct error err = {0};
-    struct node *node = NULL;
-    struct open_options options = {
-        .format = "qcow2", .read_only = !reading->repair, .cache = CACHE_WRITEBACK, .no_lock = true};
-    int result = node_co_open(reading->path, &options, &node, &err);
-    if (result < 0) {
-        snprintf(reading->why, sizeof reading->why, "we can't open it: %s", err.text);
-        return;
+    hash |= 1;
+    if (seen->count * 2 >= seen->room) {
+        struct seen larger = {.room = seen->room ? seen->room * 2 : 1024};
+        larger.slots = calloc(larger.room, sizeof *larger.slots);
+        if (!larger.slots)
+            abort();
+        for (size_t i = 0; i < seen->room; i++) {
+            if (seen->slots[i])
+                (void)seen_add(&larger, seen->slots[i]);
+        }
+        free(seen->slots);
+        *seen = larger;
     }
-    uint64_t bytes = node_length(node);
-    reading->sectors = bytes / 512;
-    reading->data = malloc(bytes + 1);
-    result = reading->data ? node_co_pread(node, 0, reading->data, bytes) : -ENOMEM;
-    if (result < 0)
-        snprintf(reading->why, sizeof reading->why, "we can't read it: %s", strerror(-result));
-    int closed = node_co_close(node);
-    if (result >= 0 && closed < 0)
-        snprintf(reading->why, sizeof reading->why, "we can't close it: %s", strerror(-closed));
-    reading->good = result >= 0 && closed >= 0;
+    size_t at = (hash >> 1) % seen->room;
+    while (seen->slots[at]) {
+        if (seen->slots[at] == hash)
+            return false;
+        at = (at + 1) % seen->room;
+    }
+    seen->slots[at] = hash;
+    seen->count++;
+    return true;
 }
 
-/* Does the header say that refcounts may be wrong (dirty bit, checklist C3)? */
-static bool is_dirty(const char *path)
-{
-    unsigned char header[80] = {0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    bool dirty = fd >= 0 && pread(fd, header, sizeof header, 0) == (ssize_t)sizeof header && header[7] >= 3 &&
-                 (header[79] & 1);
-    if (fd >= 0)
-        close(fd);
-    return dirty;
-}
+struct exploration {
+    const struct crash_workload *workload;
+    const char *dir;
+    uint64_t seed;
+    unsigned ops;
+    struct crash_log log;
+    struct crash_disk disk;
+    struct crash_model model;
+    struct crash_judge judge;
+    struct seen seen;
+    uint64_t looked_at;
+    int fd;
+    uint8_t *previous; /* what is in the file now */
+    uint64_t previous_bytes;
+};
 
-/* False: WHY says what is wrong with the image at PATH. *CHANGED: the file was repaired. */
-static bool judge(const char *path, const struct crash_model *model, uint32_t at, bool lazy, char *why,
-                  size_t why_bytes, bool *changed)
+static bool look_at(struct exploration *x, uint32_t at, enum crash_choice choice, uint64_t seed)
 {
-    char report[520];
-    snprintf(report, sizeof report, "%s.check", path);
-    int status =
-        qemu_img(report, (const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
-    *changed = false;
-    if (status != 0 && status != 3 && lazy) {
-        /* refcounts were put off: repaired, all must be well (checklist O2) */
-        *changed = true;
-        qemu_img(report,
-                 (const char *const[]){"qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", path, NULL});
-        status =
-            qemu_img(report, (const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
-    }
-    if (status != 0 && status != 3) {
-        snprintf(why, why_bytes, "qemu-img check exits with %d, see %s", status, report);
+    static const char *const choices[] = {"all", "ended", "durable", "random"};
+    char why[1400];
+
+    crash_disk_state(&x->disk, at, choice, seed);
+    if (!put_state(&x->disk, x->fd, x->previous, &x->previous_bytes)) {
+        perror(x->dir);
         return false;
     }
-    struct reading reading = {.path = path, .repair = lazy};
-    if (lazy)
-        *changed = true;
-    loop_run_coroutine(loop_current(), read_image, &reading);
-    bool good = reading.good;
-    if (!good) {
-        snprintf(why, why_bytes, "%s", reading.why);
-    } else if (!crash_model_size_ok(model, at, reading.sectors)) {
-        snprintf(why, why_bytes, "the disk has %llu sectors", (unsigned long long)reading.sectors);
-        good = false;
-    } else {
-        good = crash_model_verify(model, at, reading.data, reading.sectors, why, why_bytes);
+    bool is_new = seen_add(&x->seen, crash_hash(x->disk.state, x->disk.state_bytes));
+    if (crash_judge_state(&x->judge, at, is_new, x->looked_at++ % 16 == 0, why, sizeof why))
+        return true;
+    fprintf(
+        stderr,
+        "workload %s (%s), seed %llu, %u requests: power lost before event %u of %zu, choice %s, state seed "
+        "%llu: %s\nthe image is %s/state, the log beside it\n",
+        x->workload->name, x->workload->what, (unsigned long long)x->seed, x->ops, at, x->log.event_count,
+        choices[choice], (unsigned long long)seed, why, x->dir);
+    return false;
+}
+
+static bool start(struct exploration *x)
+{
+    char path[512];
+    const struct crash_workload *w = x->workload;
+    snprintf(path, sizeof path, "%s/log", x->dir);
+    if (!crash_log_read(path, &x->log))
+        return false;
+    x->model = (struct crash_model){.first_sectors = w->create.size / 512,
+                                    .backed = w->first != FIRST_EMPTY,
+                                    .backed_sectors = w->create.size / 512};
+    snprintf(path, sizeof path, "%s/first", x->dir);
+    if (!crash_disk_init(&x->disk, &x->log, path) || !crash_model_read(&x->model, &x->log))
+        return false;
+    x->judge.dir = x->dir;
+    x->judge.workload = w;
+    x->judge.model = &x->model;
+    x->judge.first_hash = crash_model_first_hash(&x->model);
+    snprintf(path, sizeof path, "%s/state", x->dir);
+    x->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    x->previous = calloc(1, x->disk.limit + 1);
+    x->previous_bytes = 0;
+    if (x->fd < 0)
+        perror(path);
+    return x->fd >= 0 && x->previous;
+}
+
+static void end(struct exploration *x)
+{
+    if (x->fd >= 0)
+        close(x->fd);
+    x->fd = -1;
+    free(x->previous);
+    crash_model_free(&x->model);
+    crash_disk_free(&x->disk);
+    crash_log_free(&x->log);
+    x->previous = NULL;
+    x->model = (struct crash_model){0};
+    x->disk = (struct crash_disk){0};
+    x->log = (struct crash_log){0};
+}
+
+static bool explore_prefixes(struct exploration *x)
+{
+    bool good = start(x);
+    for (size_t i = 0; good && i < x->log.op_count; i++) {
+        if (x->log.ops[i].type != LOG_WRITES_BEGIN_FLUSH)
+            good = look_at(x, x->log.ops[i].begin + 1, CRASH_ALL, 0);
     }
-    free(reading.data);
+    end(x);
     return good;
 }
 
-static bool explore(const struct crash_workload *w, const char *dir, uint64_t seed, unsigned states,
-                    unsigned ops)
+static bool explore(struct exploration *x, unsigned points)
 {
-    char path[512], first[512], log_path[512];
-    snprintf(path, sizeof path, "%s/state", dir);
-    snprintf(first, sizeof first, "%s/first", dir);
-    snprintf(log_path, sizeof log_path, "%s/log", dir);
-    struct crash_log log;
-    struct crash_disk disk;
-    struct crash_model model = {.first_sectors = w->create.size / 512,
-                                .backed = w->first != FIRST_EMPTY,
-                                .backed_sectors = w->create.size / 512};
-    if (!crash_log_read(log_path, &log) || !crash_disk_init(&disk, &log, first) ||
-        !crash_model_read(&model, &log))
-        return false;
-    uint8_t *previous = calloc(1, disk.limit + 1);
-    uint64_t previous_bytes = 0, random = seed ^ 0xc0ffee;
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool good = previous && fd >= 0;
-
-    for (unsigned n = 0; good && n < states; n++) {
+    uint64_t random = x->seed ^ 0xc0ffee;
+    bool good = start(x);
+    for (unsigned n = 0; good && n < points; n++) {
         /* evenly over the log, the last one at its very end */
-        uint32_t at = (uint32_t)((uint64_t)log.event_count * (n + 1) / states);
-        enum crash_choice choice = n % 8 == 1   ? CRASH_ALL
-                                   : n % 8 == 3 ? CRASH_ENDED
-                                   : n % 8 == 5 ? CRASH_DURABLE
-                                                : CRASH_RANDOM;
-        uint64_t state_seed = crash_random(&random);
-        crash_disk_state(&disk, at, choice, state_seed);
-        char why[1400];
-        bool changed = false;
-        if (!put_state(&disk, fd, previous, &previous_bytes)) {
-            perror(path);
-            good = false;
-            break;
-        }
-        if (!judge(path, &model, at, w->create.lazy_refcounts || is_dirty(path), why, sizeof why, &changed)) {
-            fprintf(stderr,
-                    "workload %s (%s), seed %llu, %u requests: state %u of %u, power lost before event %u of "
-                    "%zu, "
-                    "choice %d: %s\nthe image is in %s\n",
-                    w->name, w->what, (unsigned long long)seed, ops, n, states, at, log.event_count,
-                    (int)choice, why, path);
-            good = false;
-        }
-        if (changed) {
-            memset(previous, 0, disk.limit);
-            previous_bytes = 0;
-            if (ftruncate(fd, 0) != 0)
-                good = false;
-        }
+        uint32_t at = (uint32_t)((uint64_t)x->log.event_count * (n + 1) / points);
+        enum crash_choice choice = n % 16 == 1   ? CRASH_ALL
+                                   : n % 16 == 6 ? CRASH_ENDED
+                                   : n % 8 == 3  ? CRASH_DURABLE
+                                                 : CRASH_RANDOM;
+        good = look_at(x, at, choice, crash_random(&random));
     }
-    if (fd >= 0)
-        close(fd);
-    free(previous);
-    crash_model_free(&model);
-    crash_disk_free(&disk);
-    crash_log_free(&log);
+    end(x);
+    return good;
+}
+
+struct options {
+    const char *dir, *name;
+    uint64_t seed, states;
+    unsigned points, ops;
+    bool prefixes, again;
+};
+
+static bool run(const struct crash_workload *w, const struct options *options)
+{
+    struct exploration x = {
+        .workload = w, .dir = options->dir, .seed = options->seed, .ops = options->ops, .fd = -1};
+    struct timespec then, now;
+    bool good = true;
+
+    clock_gettime(CLOCK_MONOTONIC, &then);
+    for (; good && (x.seen.count < options->states || x.seed == options->seed); x.seed++) {
+        good = (options->again || crash_workload_run(w, x.dir, x.seed, x.ops)) &&
+               (!options->prefixes || x.seed > options->seed || explore_prefixes(&x)) &&
+               explore(&x, options->points);
+        if (options->again)
+            break;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (good)
+        printf(
+            "%s: %zu states (%llu looked at), seeds %llu to %llu, %ld s; qemu-img check on %llu, %llu leak, "
+            "%llu repaired, %llu read by QEMU: all well\n",
+            w->name, x.seen.count, (unsigned long long)x.looked_at, (unsigned long long)options->seed,
+            (unsigned long long)x.seed - 1, (long)(now.tv_sec - then.tv_sec),
+            (unsigned long long)x.judge.checked, (unsigned long long)x.judge.leaking,
+            (unsigned long long)x.judge.repaired, (unsigned long long)x.judge.read_by_qemu);
+    fflush(stdout);
+    free(x.seen.slots);
     return good;
 }
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"dir", required_argument, NULL, 'd'},  {"workload", required_argument, NULL, 'w'},
-        {"seed", required_argument, NULL, 's'}, {"seeds", required_argument, NULL, 'n'},
-        {"ops", required_argument, NULL, 'o'},  {"states", required_argument, NULL, 't'},
-        {"list", no_argument, NULL, 'l'},       {0},
+    static const struct option long_options[] = {
+        {"dir", required_argument, NULL, 'd'},    {"workload", required_argument, NULL, 'w'},
+        {"seed", required_argument, NULL, 's'},   {"states", required_argument, NULL, 't'},
+        {"points", required_argument, NULL, 'p'}, {"ops", required_argument, NULL, 'o'},
+        {"prefixes", no_argument, NULL, 'x'},     {"again", no_argument, NULL, 'a'},
+        {"list", no_argument, NULL, 'l'},         {0},
     };
-    const char *dir = NULL, *name = "all";
-    uint64_t seed = 1, seeds = 1;
-    unsigned ops = 400, states = 100;
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (option) {
+    struct options options = {.name = "all", .seed = 1, .states = 100, .points = 100, .ops = 150};
+    int c;
+    while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (c) {
         case 'd':
-            dir = optarg;
+            options.dir = optarg;
             break;
         case 'w':
-            name = optarg;
+            options.name = optarg;
             break;
         case 's':
-            seed = strtoull(optarg, NULL, 10);
-            break;
-        case 'n':
-            seeds = strtoull(optarg, NULL, 10);
-            break;
-        case 'o':
-            ops = (unsigned)strtoul(optarg, NULL, 10);
+            options.seed = strtoull(optarg, NULL, 10);
             break;
         case 't':
-            states = (unsigned)strtoul(optarg, NULL, 10);
+            options.states = strtoull(optarg, NULL, 10);
+            break;
+        case 'p':
+            options.points = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case 'o':
+            options.ops = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case 'x':
+            options.prefixes = true;
+            break;
+        case 'a':
+            options.again = true;
             break;
         case 'l':
             for (unsigned i = 0; i < crash_workload_count; i++)
@@ -245,8 +270,8 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    if (!dir) {
-        fprintf(stderr, "tool_crash: --dir is missing\n");
+    if (!options.dir || !options.points) {
+        fprintf(stderr, "tool_crash: --dir is missing, or --points is 0\n");
         return 2;
     }
     struct error err = {0};
@@ -258,18 +283,14 @@ int main(int argc, char **argv)
     bool good = true;
     unsigned found = 0;
     for (unsigned i = 0; good && i < crash_workload_count; i++) {
-        const struct crash_workload *w = &crash_workloads[i];
-        if (strcmp(name, "all") != 0 && strcmp(name, w->name) != 0)
+        if (strcmp(options.name, "all") != 0 && strcmp(options.name, crash_workloads[i].name) != 0)
             continue;
         found++;
-        for (uint64_t s = seed; good && s < seed + seeds; s++)
-            good = crash_workload_run(w, dir, s, ops) && explore(w, dir, s, states, ops);
-        if (good)
-            printf("%s: %llu states, all well\n", w->name, (unsigned long long)(seeds * states));
+        good = run(&crash_workloads[i], &options);
     }
     loop_destroy(loop);
     if (found == 0) {
-        fprintf(stderr, "tool_crash: there is no workload %s (--list)\n", name);
+        fprintf(stderr, "tool_crash: there is no workload %s (--list)\n", options.name);
         return 2;
     }
     return good ? 0 : 1;
