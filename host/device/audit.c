@@ -235,7 +235,9 @@ void audit_request(struct virtqueue_audit *audit, const struct virtio_blk_req_he
         breach(audit, AUDIT_READ_ONLY, "%s", rules->name);
     if (!rules->sector && sector != 0)
         breach(audit, AUDIT_SECTOR_ZERO, "sector %" PRIu64 " in %s", sector, rules->name);
-    if ((rules->data == DATA_OUT && in > 0) || (rules->data == DATA_IN && out > 0))
+    /* Where an append went comes back in front of the status. */
+    if ((rules->data == DATA_OUT && in != (type == VIRTIO_BLK_T_ZONE_APPEND ? sizeof(le64) : 0)) ||
+        (rules->data == DATA_IN && out > 0))
         breach(audit, AUDIT_DIRECTION, "%s with %" PRIu64 " readable and %" PRIu64 " writable bytes of data",
                rules->name, out, in);
     bytes = rules->data == DATA_OUT ? out : in;

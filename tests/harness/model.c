@@ -98,6 +98,18 @@ static void tell_what(const struct model *model, const uint64_t words[WORDS], ch
     snprintf(text, bytes, "bytes that nobody wrote (first word %016" PRIx64 ")", words[0]);
 }
 
+/* The sector's number in its pattern: what one append wrote lies in one piece. */
+static uint64_t pattern_sector(const struct model *model, uint64_t sector)
+{
+    uint64_t first = sector;
+
+    if (!(model->state[sector] & MODEL_PLACED))
+        return sector;
+    while (first > 0 && model->state[first - 1] == model->state[sector])
+        first--;
+    return sector - first;
+}
+
 bool model_check(const struct model *model, uint64_t sector, uint64_t count, const void *buf,
                  struct model_difference *difference)
 {
@@ -112,7 +124,7 @@ bool model_check(const struct model *model, uint64_t sector, uint64_t count, con
         if (state == MODEL_UNDEFINED)
             continue;
         if (state != MODEL_ZERO)
-            sector_fill(model, sector + i, state, expected);
+            sector_fill(model, pattern_sector(model, sector + i), state, expected);
         if (memcmp(at, expected, MODEL_SECTOR) == 0)
             continue;
         while (at[byte] == ((const uint8_t *)expected)[byte])

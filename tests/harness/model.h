@@ -15,7 +15,9 @@
 #define MODEL_SECTOR    512u
 #define MODEL_UNDEFINED 0u
 #define MODEL_ZERO      1u
-#define MODEL_FIRST     2u /* the first version of a write */
+#define MODEL_FIRST     2u          /* the first version of a write */
+#define MODEL_PLACED    0x80000000u /* in a version: the device chose the place; sectors count from its start \
+                                     */
 
 struct model {
     uint64_t seed;
@@ -34,7 +36,7 @@ void model_free(struct model *model);
 
 void model_set(struct model *model, uint64_t sector, uint64_t count, uint32_t state);
 
-/* The bytes of COUNT sectors from SECTOR as write VERSION leaves them. */
+/* The bytes of COUNT sectors from SECTOR (MODEL_PLACED: from 0) as write VERSION leaves them. */
 void model_fill(const struct model *model, uint64_t sector, uint64_t count, uint32_t version, void *buf);
 
 /* Compares what was read. False at the first byte that differs, with DIFFERENCE filled. */

@@ -46,7 +46,7 @@ int rig_open_device(struct rig *rig, const struct settings *settings, struct err
     return 0;
 }
 
-static uint64_t refused(const struct settings *settings)
+uint64_t rig_refused(const struct settings *settings)
 {
     uint64_t bits = settings->refuse_features;
 
@@ -68,7 +68,7 @@ static int driver_start(struct rig *rig, struct error *err)
         .num_queues = (unsigned)settings->queues,
         .queue_size = (unsigned)settings->queue_size,
         .indirect_segs = settings->indirect ? (unsigned)settings->indirect_segs : 0,
-        .refuse_features = refused(settings),
+        .refuse_features = rig_refused(settings),
         .deadline_ns = settings->deadline_ms * 1000000u,
         .poll_only = settings->client == CLIENT_POLL,
     };
@@ -115,12 +115,20 @@ static int drive(struct rig *rig, const struct vtr_vhost_user_options *options, 
 
 int rig_open(struct rig *rig, const struct settings *settings, size_t arena_bytes, struct error *err)
 {
+    int code = rig_open_device(rig, settings, err);
+
+    return code < 0 ? code : rig_drive(rig, arena_bytes, err);
+}
+
+int rig_drive(struct rig *rig, size_t arena_bytes, struct error *err)
+{
+    const struct settings *settings = rig->settings;
     struct vblk_config sizes = {
         .num_queues = (unsigned)settings->queues,
         .queue_size = (unsigned)settings->queue_size,
         .indirect_segs = (unsigned)settings->indirect_segs,
     };
-    int code = rig_open_device(rig, settings, err);
+    int code;
     struct hosted_options hosted = {
         /* Some back ends can't take an indirect table that is full when one of its buffers crosses a border.
          */
@@ -138,8 +146,6 @@ int rig_open(struct rig *rig, const struct settings *settings, size_t arena_byte
         .reconnect = settings->reconnect,
     };
 
-    if (code < 0)
-        return code;
     if (!settings->queues || settings->queues > HOSTED_QUEUES_MAX)
         return error_set(err, -EINVAL, "--queues=%llu: 1 to %u queues are possible",
                          (unsigned long long)settings->queues, HOSTED_QUEUES_MAX);

@@ -37,8 +37,13 @@ struct rig {
  * rig_close is due in any case. */
 int rig_open(struct rig *rig, const struct settings *settings, size_t arena_bytes, struct error *err);
 
-/* Only the device, no driver: for those who write rings and messages themselves. */
+/* The same in two steps. Only the device, no driver: for those who write rings and messages themselves. Then
+ * the driver, when no other front end is connected. */
 int rig_open_device(struct rig *rig, const struct settings *settings, struct error *err);
+int rig_drive(struct rig *rig, size_t arena_bytes, struct error *err);
+
+/* Feature bits that the settings say not to accept. */
+uint64_t rig_refused(const struct settings *settings);
 
 /* 0, or the first error that our own device met when it was closed. */
 int rig_close(struct rig *rig);

@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
 # Driver and device face to face: every combination of ring, features, queues and formats against the model in
 # memory, and the same driver against a stranger's device. Also under ASan+UBSan and TSan.
-# RINGSIDE_SIZE=long: 1 GiB of operations each.
+# RINGSIDE_SIZE=long: the full product, three seconds each.
+#
+#   test-verify.sh [plain|rest|asan|tsan|stranger]...      only these parts
 . "$(dirname "$0")/../lib.sh"
 
-bytes=12m
-[ -n "$long" ] && bytes=1g
+parts=" ${*:-plain rest asan tsan stranger} "
+part() { case $parts in *" $1 "*) ;; *) return 1 ;; esac }
+
+load=(--bytes=12m)
+[ -n "$long" ] && load=(--bytes=100g --runtime=3)
 ringside=$bin/ringside
 
 verify() { timeout 600 "$ringside" verify --span=64m "$@"; }
 
-# So that every request type is in it, and the device judges the driver meanwhile.
+# So that every request type is in it (lists of several ranges are sent by hand before the driver starts), and the device judges the driver meanwhile.
 every_type=(--secure-erase=on "--lifetime=1,5,6" "--audit=$tmp/audit")
 
 audited() {
@@ -38,8 +43,17 @@ raw_verify() {
     verify --blk-file="$tmp/disk.raw" --format=raw "${every_type[@]}" "$@" && audited
 }
 
+# A host-managed zoned disk, with its limits or without
+zoned_verify() {
+    local zoned=zone-size=1M,conventional=3,max-append=64k
+    case $* in *seed=*[13579]) zoned=zone-size=512k,max-open=3,max-active=5,max-append=32k ;; esac
+    truncate -s 64M "$tmp/disk.zoned"
+    rm -f "$tmp/audit"
+    verify --blk-file="$tmp/disk.zoned" --format=raw --zoned=$zoned --lifetime=1,5,6 "--audit=$tmp/audit" "$@" && audited
+}
+
 # The long size takes the full product; the short one each combination of ring and features once, with queues, threads
-# and format in turn, and under a sanitizer every other one of them.
+# and format in turn (and every third time a zoned disk), and under a sanitizer every other one of them.
 product() {
     local sanitizer=$1 seed=1 ring indirect event order queues threads format
     for ring in split packed; do
@@ -49,11 +63,12 @@ product() {
                     seed=$((seed + 1))
                     for queues in 1 2 4; do
                         for threads in 1 2; do
-                            for format in raw qcow2; do
+                            for format in raw qcow2 zoned; do
                                 if [ -z "$long" ]; then
                                     [ $queues = $((1 << seed % 3)) ] || continue
                                     [ $threads = $((1 + seed / 2 % 2)) ] || continue
-                                    [ $format = "$([ $((seed / 4 % 2)) = 0 ] && echo raw || echo qcow2)" ] || continue
+                                    [ $format = "$([ $((seed / 4 % 2)) = 0 ] && echo raw || echo qcow2)" ] ||
+                                        { [ $format = zoned ] && [ $((seed / 2 % 3)) = 1 ]; } || continue
                                     [ -z "$sanitizer" ] || [ $((seed % 2)) = 0 ] || continue
                                 fi
                                 one $format "$sanitizer" --ring=$ring --indirect=$indirect --event-idx=$event \
@@ -71,41 +86,44 @@ one() {
     local format=$1 sanitizer=$2
     shift 2
     case $format in
-    qcow2) ok "verify${sanitizer:+ under $sanitizer}: qcow2 $*" qcow2_verify 64k --bytes=$bytes "$@" ;;
-    raw) ok "verify${sanitizer:+ under $sanitizer}: raw $*" raw_verify --bytes=$bytes "$@" ;;
+    zoned) ok "verify${sanitizer:+ under $sanitizer}: zoned $*" zoned_verify "${load[@]}" "$@" ;;
+    qcow2) ok "verify${sanitizer:+ under $sanitizer}: qcow2 $*" qcow2_verify 64k "${load[@]}" "$@" ;;
+    raw) ok "verify${sanitizer:+ under $sanitizer}: raw $*" raw_verify "${load[@]}" "$@" ;;
     esac
 }
 
-product ""
+part plain && product ""
 
 # What the product leaves out
-ok "verify: a sleeping client" qcow2_verify 64k --bytes=$bytes --client=sleep
-ok "verify: buffers copied when shared" qcow2_verify 64k --bytes=$bytes --copy=on
-ok "verify: small clusters" qcow2_verify 512 --bytes=4m --queues=2
-ok "verify: large clusters" qcow2_verify 2M --bytes=$bytes --queues=2
-ok "verify: a queue of 4" raw_verify --bytes=4m --driver-queue-size=4 --indirect=off
-ok "verify: a queue of 1024" raw_verify --bytes=$bytes --driver-queue-size=1024 --queue-size=1024 --qd=200
-ok "verify: memory by slots, eight regions" raw_verify --bytes=$bytes --mem-slots=on --regions=8
-ok "verify: blocks of 4096 bytes" raw_verify --bytes=$bytes --logical-block-size=4096
-ok "verify: no merging" raw_verify --bytes=$bytes --request-merging=off
-ok "verify: a thread pool and the page cache" raw_verify --bytes=$bytes --cache=writeback --aio=threads
-ok_not "verify: a disk that forgets is found out" timeout 60 "$ringside" verify --format=null --bytes=1m
+if part rest; then
+    ok "verify: a sleeping client" qcow2_verify 64k "${load[@]}" --client=sleep
+    ok "verify: buffers copied when shared" qcow2_verify 64k "${load[@]}" --copy=on
+    ok "verify: small clusters" qcow2_verify 512 --bytes=4m --queues=2
+    ok "verify: large clusters" qcow2_verify 2M "${load[@]}" --queues=2
+    ok "verify: a queue of 4" raw_verify --bytes=4m --driver-queue-size=4 --indirect=off
+    ok "verify: a queue of 1024" raw_verify "${load[@]}" --driver-queue-size=1024 --queue-size=1024 --qd=200
+    ok "verify: memory by slots, eight regions" raw_verify "${load[@]}" --mem-slots=on --regions=8
+    ok "verify: blocks of 4096 bytes" raw_verify "${load[@]}" --logical-block-size=4096
+    ok "verify: no merging" raw_verify "${load[@]}" --request-merging=off
+    ok "verify: a thread pool and the page cache" raw_verify "${load[@]}" --cache=writeback --aio=threads
+    ok_not "verify: a disk that forgets is found out" timeout 60 "$ringside" verify --format=null --bytes=1m
+fi
 
 for sanitizer in asan tsan; do
+    part $sanitizer || continue
     ringside=$RINGSIDE_BUILD/$sanitizer/bin/ringside
     if [ ! -x "$ringside" ]; then
         skip "verify under $sanitizer" "not built"
         continue
     fi
-    [ -n "$long" ] || bytes=3m
+    [ -n "$long" ] || load=(--bytes=3m)
     product $sanitizer
 done
 
 # A stranger: qemu-storage-daemon. On qcow2 its write zeroes (7.2) overtake writes to the same cluster and leave two
 # references to one (qemu-img check says so too); so there they are left out, and on raw everything is in.
 ringside=$bin/ringside
-bytes=8m
-[ -n "$long" ] && bytes=1g
+[ -n "$long" ] || load=(--bytes=8m)
 stranger() { # format
     rm -f "$tmp/qsd.sock"
     qemu-img create -q -f "$1" "$tmp/stranger" 64M
@@ -114,7 +132,9 @@ stranger() { # format
         --export "vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path=$tmp/qsd.sock,writable=on,num-queues=2"
     wait_for 20 test -S "$tmp/qsd.sock"
 }
-if command -v qemu-storage-daemon >/dev/null; then
+if ! part stranger; then
+    :
+elif command -v qemu-storage-daemon >/dev/null; then
     for format in raw qcow2; do
         without=0
         [ $format = qcow2 ] && without=0x4000
@@ -124,12 +144,12 @@ if command -v qemu-storage-daemon >/dev/null; then
                 queues=1
                 [ $indirect = $event ] && queues=2
                 ok "verify qemu-storage-daemon, $format: indirect $indirect, event-idx $event, $queues queues" \
-                    verify --device="$tmp/qsd.sock" --bytes=$bytes --indirect=$indirect --event-idx=$event \
+                    verify --device="$tmp/qsd.sock" "${load[@]}" --indirect=$indirect --event-idx=$event \
                     --queues=$queues --refuse-features=$without
             done
         done
         ok "verify qemu-storage-daemon, $format: a sleeping client, buffers copied" \
-            verify --device="$tmp/qsd.sock" --bytes=$bytes --client=sleep --copy=on --refuse-features=$without
+            verify --device="$tmp/qsd.sock" "${load[@]}" --client=sleep --copy=on --refuse-features=$without
         stop qsd
     done
 else

@@ -332,9 +332,32 @@ static void a_good_driver_hears_nothing(void **state)
     }
 }
 
+/* 5.2.6: eight bytes in front of the status are part of every ZONE_APPEND, and of nothing else that is
+ * written. */
+static void an_append_has_room_for_its_place(void **state)
+{
+    struct seg segs[3];
+
+    num_lines = 0;
+    rig_init(&(struct rig_options){
+        .features = BLK(ZONED) | BLK(FLUSH),
+        .size = 64,
+        .device = {.audit = on_line, .zoned = {.zone_sectors = 128, .max_append_sectors = 32}}});
+    for (uint32_t trailer = 9; trailer <= 10; trailer++) {
+        segs[0] = (struct seg){rig_header(VIRTIO_BLK_T_ZONE_APPEND, 0), 16, false};
+        segs[1] = (struct seg){rig_alloc(512, 512), 512, false};
+        segs[2] = (struct seg){rig_alloc(trailer, 1), trailer, true};
+        raw_chain(segs, 3, 0);
+        assert_int_equal(num_lines, trailer - 9);
+    }
+    assert_true(named(AUDIT_DIRECTION));
+    rig_fini();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_append_has_room_for_its_place),
         cmocka_unit_test(every_rule_can_be_broken_and_is_named),
         cmocka_unit_test(a_rule_broken_often_gives_two_lines),
         cmocka_unit_test(a_good_driver_hears_nothing),
