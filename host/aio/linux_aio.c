@@ -1,14 +1,15 @@
 /*
  * linux-aio: one context for each loop.
  *
- * A request joins a queue; the queue goes to the kernel by one io_submit at the end of the loop's turn (or
- * when a batch is full). Completions are read out of the kernel's ring, which is mapped into this process, by
- * polling and after each wake-up of the eventfd; the eventfd is edge-triggered and never read.
+ * A request joins a queue; the queue goes to the kernel by one io_submit at the end of the loop's turn, when
+ * a batch is full, or when a few have come together for a disk that has nothing to do. Completions are read
+ * out of the kernel's ring, which is mapped into this process, by polling and after each wake-up of the
+ * eventfd; the eventfd is edge-triggered and never read.
  *
  * What always holds: a request is in the queue, in the kernel, or finished. Nothing is finished inside
- * io_submit: even what the kernel completes synchronously is found in the ring on the loop's next turn, so
- * submission cannot recurse. When the kernel takes nothing (EAGAIN) the queue waits for a completion; when
- * nothing is in flight, no completion can come, and a timer tries again.
+ * io_submit: even what the kernel completes synchronously is found in the ring by the loop, outside of
+ * coroutines, so submission cannot recurse. When the kernel takes nothing (EAGAIN) the queue waits for a
+ * completion; when nothing is in flight, no completion can come, and a timer tries again.
  *
  * Where the kernel has been completing everything inside io_submit for a while (tmpfs does), the eventfd
  * would only be signalled for what has been found already, at the price of a lock for each request and a
@@ -37,6 +38,9 @@
 #define LAIO_SLOTS 512
 /* In one io_submit; a queue that gets so long does not wait for the end of the turn. */
 #define LAIO_BATCH 64
+/* So many go at once when none is in flight: the disk works while the rest of the turn's requests are made.
+ */
+#define LAIO_FIRST 8
 /* Until the next try when the kernel takes nothing and nothing is in flight. */
 #define LAIO_RETRY_NS 1000000
 
@@ -423,12 +427,21 @@ static void prepare(struct aio_request *request)
     iocb->data = request;
 }
 
+/* Is it time to hand the queue over before the turn ends? */
+static bool submits_now(const struct laio *laio)
+{
+    if (laio->queued >= LAIO_BATCH)
+        return laio->in_flight < laio->slots;
+    return laio->queued >= LAIO_FIRST && laio->in_flight == 0 && !laio->retry.armed &&
+           laio->synchronous < LAIO_SURE;
+}
+
 static int64_t submit_and_wait(struct laio *laio, struct aio_request *request)
 {
     prepare(request);
     queue_append(laio, request);
     AIO_COUNT(laio->loop, requests);
-    if (laio->queued >= LAIO_BATCH && laio->in_flight < laio->slots)
+    if (submits_now(laio))
         laio_submit(laio);
     else
         loop_defer(laio->loop, &laio->submit);
