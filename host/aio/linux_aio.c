@@ -319,6 +319,13 @@ static void laio_watch(void *opaque)
 
 /* ---- a loop's context ---- */
 
+static bool process_ends;
+
+void laio_process_ends(void)
+{
+    __atomic_store_n(&process_ends, true, __ATOMIC_RELAXED);
+}
+
 static void laio_destroy(void *state)
 {
     struct laio *laio = state;
@@ -327,7 +334,8 @@ static void laio_destroy(void *state)
     loop_timer_cancel(&laio->retry);
     loop_timer_cancel(&laio->watch);
     loop_fd_remove(&laio->completions);
-    laio_kernel.destroy(laio->context);
+    if (!__atomic_load_n(&process_ends, __ATOMIC_RELAXED))
+        laio_kernel.destroy(laio->context);
     close(laio->completions.fd);
     free(laio);
 }
@@ -385,15 +393,21 @@ fail:
     return NULL;
 }
 
+/* Giving a context back takes the kernel tens of milliseconds (it waits until no processor can be looking at
+ * it), which is most of the time that a start takes: the one that shows that contexts are to be had is kept
+ * until the process ends. */
 int laio_probe(void)
 {
+    static int (*had_from)(int slots, io_context_t *context);
     io_context_t context = NULL;
-    int ret = laio_kernel.setup(1, &context);
+    int ret;
 
-    if (ret < 0)
-        return ret;
-    laio_kernel.destroy(context);
-    return 0;
+    if (__atomic_load_n(&had_from, __ATOMIC_RELAXED) == laio_kernel.setup)
+        return 0;
+    ret = laio_kernel.setup(1, &context);
+    if (ret == 0)
+        __atomic_store_n(&had_from, laio_kernel.setup, __ATOMIC_RELAXED);
+    return ret;
 }
 
 /* ---- one request ---- */

@@ -7,10 +7,12 @@
 #include "host/block/inject.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "host/block/parse.h"
+#include "host/runtime/world.h"
 
 enum inject_op { OP_READ, OP_WRITE, OP_ZERO, OP_DISCARD, OP_FLUSH, OP_TRUNCATE, OP_ANY, OP_COUNT };
 enum inject_mode { MODE_NONE, MODE_FAIL, MODE_SHORT, MODE_LATE };
@@ -26,7 +28,7 @@ struct rule {
     uint64_t skip, times;
     int error; /* negative errno */
     uint64_t short_bytes;
-    uint64_t late_ns;
+    uint64_t late_ns, late_most_ns; /* as long as the one, or any time up to the other */
 };
 
 #define RULES_MAX 64
@@ -105,10 +107,15 @@ static int set_bytes(struct rule *rule, const char *value)
 
 static int set_ms(struct rule *rule, const char *value)
 {
-    uint64_t ms;
-    if (parse_number(value, &ms) < 0 || ms > 3600000)
+    uint64_t ms, most;
+    char from[32];
+    const char *to = strchr(value, '-');
+    snprintf(from, sizeof from, "%.*s", to ? (int)(to - value) : (int)strlen(value), value);
+    if (parse_number(from, &ms) < 0 || parse_number(to ? to + 1 : from, &most) < 0 || most < ms ||
+        most > 3600000)
         return -EINVAL;
     rule->late_ns = ms * 1000000;
+    rule->late_most_ns = most * 1000000;
     return 0;
 }
 
@@ -147,8 +154,13 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
 
 static int parse_rule(const char *text, struct rule *rule, struct error *err)
 {
-    *rule = (struct rule){
-        .op = OP_COUNT, .mode = MODE_FAIL, .half = true, .times = 1, .error = -EIO, .late_ns = 10 * 1000000};
+    *rule = (struct rule){.op = OP_COUNT,
+                          .mode = MODE_FAIL,
+                          .half = true,
+                          .times = 1,
+                          .error = -EIO,
+                          .late_ns = 10 * 1000000,
+                          .late_most_ns = 10 * 1000000};
     int ret = parse_options(text, set_option, rule, err);
     if (ret == 0 && rule->op == OP_COUNT)
         ret = error_set(err, -EINVAL, "inject: an empty rule");
@@ -209,7 +221,10 @@ static struct rule coroutine_fn inject_decide(struct node *node, enum inject_op 
     }
     spin_unlock(&inject->guard);
     if (decision.mode == MODE_LATE) {
-        co_sleep_ns(decision.late_ns);
+        uint64_t chance = 0, more = decision.late_most_ns - decision.late_ns;
+        if (more > 0)
+            world->random(world, &chance, sizeof chance);
+        co_sleep_ns(decision.late_ns + (more > 0 ? chance % (more + 1) : 0));
         decision.mode = MODE_NONE;
     }
     return decision;

@@ -7,12 +7,15 @@
  *   OP    = read | write | zero | discard | flush | truncate | any
  *
  *   mode=fail    (default) the request does not reach the file and ends with the error
- *   mode=short   the first `bytes` of it are done, then it ends with the error (reads and writes; else as
- * fail) mode=late    it is done `ms` milliseconds later at=N[+LEN]   only requests that touch [N, N+LEN) of
- * the file; LEN is 1 if left out skip=N       the first N that match are let through (default 0) times=N so
- * often, then the rule is spent; `times=always` for ever (default 1) error=NAME   EIO (default), ENOSPC,
- * EAGAIN, ENOMEM, ... or a number bytes=N      for mode=short; default: half of the request ms=N         for
- * mode=late; default 10
+ *   mode=short   the first `bytes` of it are done, then it ends with the error (reads and writes;
+ *                else as fail)
+ *   mode=late    it is done `ms` milliseconds later
+ *   at=N[+LEN]   only requests that touch [N, N+LEN) of the file; LEN is 1 if left out
+ *   skip=N       the first N that match are let through (default 0)
+ *   times=N      so often, then the rule is spent; `times=always` for ever (default 1)
+ *   error=NAME   EIO (default), ENOSPC, EAGAIN, ENOMEM, ... or a number
+ *   bytes=N      for mode=short; default: half of the request
+ *   ms=N[-MOST]  for mode=late; default 10. With MOST, each by chance between the two
  *
  * Of several rules that match, the first that is not spent acts. Sizes may have suffixes (64k).
  * Example: "write,at=64k+64k,skip=2;flush,error=EIO,times=always"

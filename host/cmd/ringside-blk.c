@@ -13,6 +13,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "host/aio/aio.h"
 #include "host/cmd/blk_control.h"
 #include "host/cmd/blk_sandbox.h"
 #include "host/cmd/cmd_device.h"
@@ -320,6 +321,7 @@ int main(int argc, char **argv)
     int ret = p->loop ? serve(p, &err) : -ENOMEM;
     if (ret < 0)
         log_message("%s", err.text);
+    laio_process_ends();
     control_destroy(p->control);
     vhost_user_server_destroy(p->server);
     int closed = cmd_device_stop(p->device, &err);

@@ -552,6 +552,63 @@ static int setup_refuses(int max_events, io_context_t *context)
     return -EAGAIN;
 }
 
+static unsigned set_ups, destructions;
+
+static int setup_counted(int max_events, io_context_t *context)
+{
+    set_ups++;
+    return kernel.setup(max_events, context);
+}
+
+static int destroy_counted(io_context_t context)
+{
+    destructions++;
+    return kernel.destroy(context);
+}
+
+/* Giving a context back takes tens of milliseconds: a start must not. */
+static void a_probe_gives_nothing_back(void **state)
+{
+    if (laio_probe() < 0)
+        skip();
+    laio_kernel.setup = setup_counted;
+    laio_kernel.destroy = destroy_counted;
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(laio_probe(), 0);
+    assert_int_equal(set_ups, 1);
+    assert_int_equal(destructions, 0);
+}
+
+/* (The last test: it is so for the rest of the process.) */
+static void loops_of_a_process_that_ends_give_nothing_back(void **state)
+{
+    struct many m = {0};
+
+    fresh_loop();
+    make_file(directories[1], FILE_BYTES);
+    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
+    if (!m.file)
+        skip();
+    m.buffer = buffer_of(64 * 4096);
+    laio_kernel.destroy = destroy_counted;
+    for (unsigned ends = 0; ends < 2; ends++) {
+        destructions = 0;
+        m.started = m.ended = 0;
+        co_enter(co_create(one_of_many, &m));
+        while (m.ended < 1)
+            loop_turn(loop, true);
+        if (ends)
+            laio_process_ends();
+        loop_destroy(loop);
+        assert_int_equal(destructions, !ends);
+        loop = loop_create("test", NULL);
+    }
+    fresh_loop();
+    host_file_close(m.file);
+    free(m.buffer);
+    unlink(path);
+}
+
 static void a_loop_without_a_context_still_does_io(void **state)
 {
     struct many m = {0};
@@ -981,6 +1038,7 @@ int main(void)
         cmocka_unit_test(an_error_of_submit_fails_the_first_request_only),
         cmocka_unit_test(a_file_system_that_stops_being_synchronous_loses_no_request),
         cmocka_unit_test(what_is_synchronous_goes_in_small_batches),
+        cmocka_unit_test(a_probe_gives_nothing_back),
         cmocka_unit_test(a_loop_without_a_context_still_does_io),
         cmocka_unit_test(short_transfers_are_continued),
         cmocka_unit_test(a_write_of_nothing_for_ever_is_an_error_but_not_enospc),
@@ -994,6 +1052,7 @@ int main(void)
         cmocka_unit_test(alignments_are_powers_of_two_that_the_file_takes),
         cmocka_unit_test(the_pool_runs_every_job_of_every_loop),
         cmocka_unit_test(loops_share_a_file),
+        cmocka_unit_test(loops_of_a_process_that_ends_give_nothing_back),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
