@@ -88,6 +88,9 @@ void multireq_submit(struct virtio_blk_queue *queue);
 
 /* ---- queues ---- */
 
+/* Between looks at a ring whose driver never kicks, at first. */
+#define REPOLL_MIN_NS 20000u
+
 enum queue_state { QUEUE_STOPPED, QUEUE_RUNNING, QUEUE_STOPPING };
 
 /* A call from the control loop that runs on the queue's loop; one at a time. */
@@ -174,14 +177,29 @@ struct virtio_blk {
 #define STAT_ADD(queue, field, n) \
     __atomic_store_n(&(queue)->stats.field, (queue)->stats.field + (n), __ATOMIC_RELAXED)
 
+/* virtio_blk_resume looks at it from anywhere. */
+static inline void virtio_blk_queue_set_state(struct virtio_blk_queue *queue, enum queue_state state)
+{
+    __atomic_store_n(&queue->state, state, __ATOMIC_RELEASE);
+}
+
 static inline bool queue_has_feature(const struct virtio_blk_queue *queue, unsigned bit)
 {
     return queue->features & VIRTIO_BIT(bit);
 }
 
+/* virtio_blk_start.c */
+void virtio_blk_queue_free(struct virtio_blk_queue *queue);
+/* Ends the stop that is asked for, once nothing is in flight. What was taken before a restart is finished as
+ * well, unless the ring is broken. */
+void virtio_blk_queue_try_finish_stop(struct virtio_blk_queue *queue);
+
 /* virtio_blk_queue.c */
 void virtio_blk_queue_init(struct virtio_blk *device, unsigned index);
-void virtio_blk_queue_free(struct virtio_blk_queue *queue);
+/* Step 3: takes what is there, and submits it. */
+void virtio_blk_handle_queue(struct virtio_blk_queue *queue);
+/* Interrupts the driver, if it wants that for what was published since the last time. */
+void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue);
 /* The ring can't be understood any more: nothing is fetched until it is set up again (2.1.2). */
 void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why);
 /* Puts a finished request's buffer back with LEN bytes written, and lets go of the request. */
@@ -190,6 +208,8 @@ void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_req
 void virtio_blk_queue_forget(struct virtio_blk_queue *queue, struct virtio_blk_request *request);
 /* A block, or NULL. */
 union request_block *request_block_get(struct virtio_blk_queue *queue);
+/* Makes sure that the next request_block_get succeeds. */
+bool request_block_at_hand(struct virtio_blk_queue *queue);
 void request_block_put(struct virtio_blk_queue *queue, union request_block *block);
 
 /* A chain read as a message (5.2.6). The segments are the virtqueue's, until the next pop. */

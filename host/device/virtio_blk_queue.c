@@ -1,6 +1,6 @@
 /*
  * A queue of the block device while it runs: kicks and polling, taking requests off the ring, giving them
- * back used, interrupts, start and stop.
+ * back used, interrupts. How it starts and stops: virtio_blk_start.c.
  *
  * What always holds:
  *  - everything here but the virtio_blk_co_* calls and _queue_stats runs on the queue's own loop;
@@ -14,8 +14,6 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/device/virtio_blk_internal.h"
@@ -30,7 +28,6 @@
  * enough for the used index's cache line not to travel for each. */
 #define SHOW_EVERY 8u
 
-#define REPOLL_MIN_NS 20000u
 #define REPOLL_MAX_NS 1000000u
 
 /* ---- memory for long requests ---- */
@@ -57,8 +54,7 @@ void request_block_put(struct virtio_blk_queue *queue, union request_block *bloc
     queue->free_blocks = block;
 }
 
-/* Makes sure that the next request_block_get succeeds. */
-static bool block_at_hand(struct virtio_blk_queue *queue)
+bool request_block_at_hand(struct virtio_blk_queue *queue)
 {
     union request_block *block;
 
@@ -69,12 +65,6 @@ static bool block_at_hand(struct virtio_blk_queue *queue)
         return false;
     request_block_put(queue, block);
     return true;
-}
-
-/* virtio_blk_resume looks at it from anywhere. */
-static void set_state(struct virtio_blk_queue *queue, enum queue_state state)
-{
-    __atomic_store_n(&queue->state, state, __ATOMIC_RELEASE);
 }
 
 /* ---- fetching ---- */
@@ -175,7 +165,7 @@ static bool fetch(struct virtio_blk_queue *queue)
         bool again = queue->resubmitted < queue->inflight.num_requests;
         int result;
 
-        if (!block_at_hand(queue)) {
+        if (!request_block_at_hand(queue)) {
             queue->stalled = true;
             STAT_ADD(queue, stalls, 1);
             break;
@@ -223,8 +213,7 @@ static void log_ring(struct virtio_blk_queue *queue)
         dirty_log_mark_host(&queue->log, queue->memory, vq->ring.desc, VIRTQ_DESC_BYTES((uint64_t)vq->size));
 }
 
-/* Step 3. */
-static void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
+void virtio_blk_handle_queue(struct virtio_blk_queue *queue)
 {
     bool more;
 
@@ -414,7 +403,7 @@ static void queue_show(struct virtio_blk_queue *queue)
     queue->shown = true;
 }
 
-static void interrupt(struct virtio_blk_queue *queue)
+void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue)
 {
     struct virtio_blk *device = queue->device;
     uint64_t one = 1;
@@ -444,7 +433,7 @@ static void interrupt_early(struct virtio_blk_queue *queue)
     if (queue->woken || coalesces(queue) || !virtqueue_interrupts_once(&queue->vq))
         return;
     queue->woken = true;
-    interrupt(queue);
+    virtio_blk_queue_interrupt(queue);
 }
 
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
@@ -470,7 +459,7 @@ void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_req
 
 static void on_coalesce(void *opaque)
 {
-    interrupt(opaque);
+    virtio_blk_queue_interrupt(opaque);
 }
 
 /* Used entries were published: interrupt now, or when enough of them or enough time have come together. */
@@ -479,20 +468,18 @@ static void interrupt_or_wait(struct virtio_blk_queue *queue, unsigned fresh)
     const struct virtio_blk_options *options = &queue->device->options;
 
     if (!coalesces(queue)) {
-        interrupt(queue);
+        virtio_blk_queue_interrupt(queue);
         return;
     }
     queue->coalesced += fresh;
     /* With nothing left in flight nothing more would come to wait for. */
     if (queue->coalesced >= options->coalesce_count || queue->in_flight == 0) {
         loop_timer_cancel(&queue->coalesce);
-        interrupt(queue);
+        virtio_blk_queue_interrupt(queue);
     } else if (queue->coalesced == fresh) {
         loop_timer_arm(queue->loop, &queue->coalesce, world_now_ns() + options->coalesce_ns);
     }
 }
-
-static void queue_try_finish_stop(struct virtio_blk_queue *queue);
 
 /* Step 11, once a turn. */
 static void on_flush(void *opaque)
@@ -512,17 +499,15 @@ static void on_flush(void *opaque)
         STAT_ADD(queue, batches, 1);
         interrupt_or_wait(queue, fresh);
     }
-    if (queue->stalled && block_at_hand(queue)) {
+    if (queue->stalled && request_block_at_hand(queue)) {
         queue->stalled = false;
         virtio_blk_handle_queue(queue);
     }
     if (queue->state == QUEUE_STOPPING) {
         virtio_blk_handle_queue(queue);
-        queue_try_finish_stop(queue);
+        virtio_blk_queue_try_finish_stop(queue);
     }
 }
-
-/* ---- start and stop ---- */
 
 void virtio_blk_queue_init(struct virtio_blk *device, unsigned index)
 {
@@ -546,272 +531,6 @@ void virtio_blk_queue_init(struct virtio_blk *device, unsigned index)
     queue->resume = (struct loop_bh){.fn = on_resume, .opaque = queue};
     queue->repoll = (struct loop_timer){.fire = on_repoll, .opaque = queue};
     queue->coalesce = (struct loop_timer){.fire = on_coalesce, .opaque = queue};
-}
-
-void virtio_blk_queue_free(struct virtio_blk_queue *queue)
-{
-    union request_block *block;
-
-    while ((block = queue->free_blocks)) {
-        queue->free_blocks = block->next_free;
-        free(block);
-    }
-    queue->num_blocks = 0;
-    ring_inflight_free(&queue->inflight);
-    free(queue->requests);
-    free(queue->free_slots);
-    free(queue->order);
-    queue->requests = NULL;
-    queue->free_slots = queue->order = NULL;
-}
-
-/* Runs FN on the queue's loop; the caller sleeps until control_done. */
-static void coroutine_fn control_call(struct virtio_blk_queue *queue, void (*fn)(void *opaque))
-{
-    queue->control.waiter = co_self();
-    queue->control.bh = (struct loop_bh){.fn = fn, .opaque = queue, .loop = queue->loop};
-    loop_bh_schedule(&queue->control.bh);
-    co_yield ();
-}
-
-static void control_done(struct virtio_blk_queue *queue)
-{
-    co_wake(queue->control.waiter);
-}
-
-static void control_start(void *opaque)
-{
-    struct virtio_blk_queue *queue = opaque;
-    uint64_t one = 1;
-
-    set_state(queue, QUEUE_RUNNING);
-    if (loop_fd_add(queue->loop, &queue->kick) < 0) {
-        virtio_blk_queue_break(queue, "the kick descriptor can't be waited for");
-        control_done(queue);
-        return;
-    }
-    if (queue->repoll_ns)
-        loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
-    /* Whoever served this ring before may have died between publishing and interrupting. */
-    if (queue->call_fd >= 0 && virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0))
-        while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
-    /* Work that was there before the first kick. */
-    virtio_blk_handle_queue(queue);
-    control_done(queue);
-}
-
-static int queue_allocate(struct virtio_blk_queue *queue, unsigned size, bool packed, bool in_order)
-{
-    virtio_blk_queue_free(queue);
-    queue->requests = aligned_alloc(CACHE_LINE, size * sizeof(*queue->requests));
-    if (!queue->requests)
-        return -ENOMEM;
-    memset(queue->requests, 0, size * sizeof(*queue->requests));
-    for (unsigned i = 0; i < size; i++) {
-        queue->requests[i].queue = queue;
-        queue->requests[i].slot = (uint16_t)i;
-    }
-    if (packed) {
-        queue->free_slots = malloc(size * sizeof(*queue->free_slots));
-        if (!queue->free_slots)
-            return -ENOMEM;
-        /* The first ones on top: slots in use stay close together. */
-        for (unsigned i = 0; i < size; i++)
-            queue->free_slots[i] = (uint16_t)(size - 1 - i);
-        queue->num_free_slots = size;
-    }
-    if (in_order) {
-        queue->order = malloc(VIRTQUEUE_MAX_SIZE * sizeof(*queue->order));
-        if (!queue->order)
-            return -ENOMEM;
-    }
-    return block_at_hand(queue) ? 0 : -ENOMEM;
-}
-
-/* With the queue's control lock held. */
-static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop *loop,
-                                     const struct virtio_blk_queue_setup *setup, struct error *err)
-{
-    struct virtio_blk *device = queue->device;
-    unsigned index = queue->index;
-    const struct virtqueue_setup ring = {.memory = setup->memory,
-                                         .size = setup->size,
-                                         .packed = setup->packed,
-                                         .features = device->features,
-                                         .desc = setup->desc,
-                                         .driver = setup->driver,
-                                         .device = setup->device,
-                                         .last_avail_idx = setup->last_avail_idx,
-                                         .last_used_idx = setup->last_used_idx,
-                                         .indexes_follow = setup->inflight};
-    struct stat st;
-    const char *why;
-
-    if (queue->state != QUEUE_STOPPED)
-        return error_set(err, -EBUSY, "queue %u runs already", index);
-    if (setup->size > device->options.queue_size_max)
-        return error_set(err, -EINVAL, "queue %u: size %u is above the %u that the device allows", index,
-                         setup->size, device->options.queue_size_max);
-    if (virtqueue_init(&queue->vq, &ring, &why) < 0)
-        return error_set(err, -EINVAL, "queue %u: %s", index, why);
-    queue->features = device->features;
-    queue->in_order = queue_has_feature(queue, VIRTIO_F_IN_ORDER);
-    queue->read_only = blk_read_only(device->blk);
-    queue->merging = device->options.request_merging;
-    if (queue_allocate(queue, setup->size, setup->packed, queue->in_order) < 0) {
-        virtio_blk_queue_free(queue);
-        return error_set(err, -ENOMEM, "queue %u: no memory for %u requests", index, setup->size);
-    }
-    queue->resubmitted = 0;
-    queue->track_inflight = setup->inflight;
-    queue->inflight_own = setup->inflight_own;
-    queue->keeps_parked = false;
-    if (setup->inflight) {
-        int result =
-            ring_inflight_init(&queue->inflight, setup->inflight, setup->inflight_bytes, &queue->vq, &why);
-
-        if (result < 0)
-            return error_set(err, result, "queue %u: %s", index, why);
-        queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
-    }
-    if (device->options.audit) {
-        const struct audit_setup audit = {.line = device->options.audit,
-                                          .opaque = device->options.audit_opaque,
-                                          .queue = index,
-                                          .offered = virtio_blk_device_features(device),
-                                          .negotiated = device->features,
-                                          .read_only = queue->read_only,
-                                          .config = &device->config};
-
-        queue->vq.audit = audit_create(&audit, &queue->vq);
-        if (!queue->vq.audit) {
-            virtio_blk_queue_free(queue);
-            return error_set(err, -ENOMEM, "queue %u: no memory for the audit", index);
-        }
-    }
-    queue->loop = loop;
-    queue->again.loop = queue->resume.loop = loop;
-    queue->parked = NULL;
-    queue->memory = setup->log_memory ? setup->log_memory : setup->memory;
-    queue->awaits_translation = false;
-    queue->log = (struct dirty_log){setup->log, setup->log_bytes};
-    queue->log_used = setup->log_used;
-    queue->log_used_addr.value = setup->log_used_addr;
-    queue->broken = queue->polling = queue->handling = queue->stalled = queue->order_ends = false;
-    queue->in_flight = queue->order_head = queue->order_count = queue->coalesced = queue->num_used = 0;
-    queue->num_unshown = 0;
-    queue->shown = queue->woken = false;
-    queue->memory_broken = setup->memory_broken;
-    queue->kick.fd = setup->kick_fd;
-    queue->kick_is_pipe = setup->kick_fd >= 0 && fstat(setup->kick_fd, &st) == 0 && S_ISFIFO(st.st_mode);
-    queue->kick.edge = !queue->kick_is_pipe;
-    queue->call_fd = setup->call_fd;
-    queue->repoll_ns = setup->no_kicks ? REPOLL_MIN_NS : 0;
-    control_call(queue, control_start);
-    return 0;
-}
-
-int coroutine_fn virtio_blk_co_queue_start(struct virtio_blk *device, unsigned index, struct loop *loop,
-                                           const struct virtio_blk_queue_setup *setup, struct error *err)
-{
-    struct virtio_blk_queue *queue;
-    int result;
-
-    if (index >= device->options.num_queues)
-        return error_set(err, -EINVAL, "queue %u does not exist (the device has %u)", index,
-                         device->options.num_queues);
-    queue = &device->queues[index];
-    co_mutex_lock(&queue->control.lock);
-    result = start_locked(queue, loop, setup, err);
-    co_mutex_unlock(&queue->control.lock);
-    return result;
-}
-
-/* What was taken before a restart is finished as well, unless the ring is broken. */
-static void queue_try_finish_stop(struct virtio_blk_queue *queue)
-{
-    if (queue->in_flight > 0 || queue->flush.queued ||
-        (queue->resubmitted < queue->inflight.num_requests && !queue->broken && !queue->awaits_translation))
-        return;
-    loop_timer_cancel(&queue->coalesce);
-    if (queue->coalesced > 0)
-        interrupt(queue);
-    audit_destroy(queue->vq.audit);
-    queue->vq.audit = NULL;
-    set_state(queue, QUEUE_STOPPED);
-    control_done(queue);
-}
-
-static void control_stop(void *opaque)
-{
-    struct virtio_blk_queue *queue = opaque;
-
-    queue->keeps_parked = queue->track_inflight && (queue->control.pause || !queue->inflight_own);
-    set_state(queue, QUEUE_STOPPING);
-    if (queue->kick.added)
-        loop_fd_remove(&queue->kick);
-    loop_bh_cancel(&queue->again);
-    loop_bh_cancel(&queue->resume);
-    virtio_blk_queue_drop_parked(queue);
-    if (block_at_hand(queue)) /* those that are left to the inflight region end no stall by completing */
-        queue->stalled = false;
-    loop_timer_cancel(&queue->repoll);
-    virtio_blk_handle_queue(queue);
-    queue_try_finish_stop(queue);
-}
-
-static void coroutine_fn co_queue_end(struct virtio_blk *device, unsigned index, bool pause,
-                                      uint16_t *last_avail_idx, uint16_t *last_used_idx)
-{
-    struct virtio_blk_queue *queue = &device->queues[index];
-
-    co_mutex_lock(&queue->control.lock);
-    if (queue->state != QUEUE_STOPPED) {
-        queue->control.pause = pause;
-        /* A full queue at a few requests a second would take minutes. */
-        blk_hurry_begin(device->blk);
-        control_call(queue, control_stop);
-        blk_hurry_end(device->blk);
-    }
-    if (last_avail_idx)
-        *last_avail_idx = virtqueue_last_avail_idx(&queue->vq);
-    if (last_used_idx)
-        *last_used_idx = virtqueue_last_used_idx(&queue->vq);
-    co_mutex_unlock(&queue->control.lock);
-}
-
-void coroutine_fn virtio_blk_co_queue_stop(struct virtio_blk *device, unsigned index,
-                                           uint16_t *last_avail_idx, uint16_t *last_used_idx)
-{
-    co_queue_end(device, index, false, last_avail_idx, last_used_idx);
-}
-
-void coroutine_fn virtio_blk_co_queue_pause(struct virtio_blk *device, unsigned index,
-                                            uint16_t *last_avail_idx, uint16_t *last_used_idx)
-{
-    co_queue_end(device, index, true, last_avail_idx, last_used_idx);
-}
-
-static void control_set_call(void *opaque)
-{
-    struct virtio_blk_queue *queue = opaque;
-
-    queue->call_fd = queue->control.call_fd;
-    control_done(queue);
-}
-
-void coroutine_fn virtio_blk_co_queue_set_call(struct virtio_blk *device, unsigned index, int call_fd)
-{
-    struct virtio_blk_queue *queue = &device->queues[index];
-
-    co_mutex_lock(&queue->control.lock);
-    queue->control.call_fd = call_fd;
-    if (queue->state == QUEUE_STOPPED)
-        queue->call_fd = call_fd;
-    else
-        control_call(queue, control_set_call);
-    co_mutex_unlock(&queue->control.lock);
 }
 
 void virtio_blk_queue_kick(struct virtio_blk *device, unsigned index)
