@@ -107,11 +107,39 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
     return 0;
 }
 
+/* COUNT contiguous clusters where the first hole is, if it is large enough; -ENOSPC if not. */
+static int coroutine_fn co_alloc_in_hole(struct qcow2 *s, uint64_t count, uint64_t *host, bool *fresh)
+{
+    struct qcow2_need need = {0};
+    uint64_t got = 0;
+    bool is_fresh;
+    int ret;
+    qcow2_lock(s);
+    while ((ret = qcow2_alloc_clusters(s, count, host, &got, &is_fresh, &need)) == -EAGAIN) {
+        qcow2_unlock(s);
+        ret = qcow2_co_satisfy(s, &need);
+        qcow2_lock(s);
+        if (ret < 0)
+            break;
+    }
+    qcow2_unlock(s);
+    if (ret == 0 && fresh)
+        *fresh = is_fresh;
+    if (ret == 0 && got < count) {
+        qcow2_co_unalloc(s, *host, got);
+        ret = -ENOSPC;
+    }
+    return ret;
+}
+
 int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint64_t *host, bool *fresh)
 {
     struct qcow2_need need = {0};
     uint64_t start = 0, checked = 0;
-    int ret = 0;
+    int ret = co_alloc_in_hole(s, count, host, fresh);
+    if (ret != -ENOSPC)
+        return ret;
+    ret = 0;
     qcow2_lock(s);
     start = max_u64(s->tail_hint, s->fresh_from >> s->cluster_bits);
     for (;;) {

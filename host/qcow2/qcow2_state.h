@@ -194,6 +194,7 @@ struct qcow2 {
     uint32_t reftable_clusters;
     uint8_t *reftable_dirty; /* a byte for each block of 64 entries */
     uint32_t reftable_nb_dirty;
+    bool exchanging; /* the table names copies (exchange.c): no block is added */
 
     /* allocation [lock] */
     uint64_t free_hint;     /* cluster: nothing free below it, as far as known */
@@ -225,7 +226,7 @@ struct qcow2 {
 
     /* writers in flight and those who hold them back */
     uint32_t writers;  /* atomic */
-    uint32_t quiesced; /* atomic, changed under the lock */
+    uint32_t quiesced; /* atomic, changed under the lock: 1 while somebody holds writers back */
     struct co_queue writers_waiters, quiesce_waiters;
 
     struct qcow2_snapshot *snapshots;

@@ -381,6 +381,10 @@ int coroutine_fn qcow2_co_make_refcount_block(struct qcow2 *s, uint64_t index)
         qcow2_unlock(s);
         return 0;
     }
+    if (s->exchanging) { /* a reference to what was never counted */
+        qcow2_unlock(s);
+        return -EIO;
+    }
     bool grow = index >= s->reftable_entries;
     if (!grow && s->reftable[index]) {
         qcow2_unlock(s);

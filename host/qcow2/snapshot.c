@@ -2,9 +2,9 @@
  * Internal snapshots: created, applied, deleted; and the active mapping replaced as a whole.
  *
  * What always holds: no writer is in flight meanwhile and everything is written back before tables are
- * changed in the file. Refcounts go up, durably, before there is a second reference, and down after it is
- * durably gone. Between the two the COPIED flags cannot agree with the refcounts, so in version 3 the dirty
- * bit is set for as long (checklist O2).
+ * changed in the file. Where refcounts of active clusters become or cease to be 1, mapping and refcounts are
+ * exchanged by one sector (exchange.h), so that COPIED flags are right at every moment (checklist F5, O2).
+ * Elsewhere refcounts go up, durably, before there is a second reference, and down after it is durably gone.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -13,23 +13,46 @@
 #include <time.h>
 
 #include "host/qcow2/bitmap.h"
-#include "host/qcow2/check.h"
+#include "host/qcow2/exchange.h"
 
 /* ---- walking a mapping tree in the file ---- */
 
 /* What is done with every reference that an L1 table makes, its L2 tables included. */
 typedef int coroutine_fn on_reference(struct qcow2 *s, uint64_t host, uint64_t bytes);
 
-static int coroutine_fn add_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
+static int coroutine_fn co_count(struct qcow2 *s, uint64_t host, uint64_t bytes, int delta)
 {
     uint64_t first = host >> s->cluster_bits, end = (host + bytes - 1) >> s->cluster_bits;
-    return qcow2_co_refcount_change(s, first, end - first + 1, 1);
+    return bytes ? qcow2_co_refcount_change(s, first, end - first + 1, delta) : 0;
+}
+
+static int coroutine_fn add_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    return co_count(s, host, bytes, 1);
+}
+
+/* In an exchange: what goes to 0 is not allocated before the exchange is over. */
+static int coroutine_fn take_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    return co_count(s, host, bytes, -1);
 }
 
 static int coroutine_fn undo_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
 {
-    uint64_t first = host >> s->cluster_bits, end = (host + bytes - 1) >> s->cluster_bits;
-    (void)qcow2_co_refcount_change(s, first, end - first + 1, -1);
+    (void)co_count(s, host, bytes, -1);
+    return 0;
+}
+
+/* The space of what nobody refers to any more goes back to the host. */
+static int coroutine_fn punch_reference(struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    uint64_t first = host >> s->cluster_bits,
+             end = bytes ? ((host + bytes - 1) >> s->cluster_bits) + 1 : first;
+    for (uint64_t c = first; c < end; c++) {
+        uint64_t refcount;
+        if (qcow2_co_refcount_get(s, c, &refcount) == 0 && !refcount)
+            (void)node_co_pdiscard(s->node->file, c << s->cluster_bits, s->cluster_bytes);
+    }
     return 0;
 }
 
@@ -106,50 +129,6 @@ static int coroutine_fn co_add_tree(struct qcow2 *s, const uint64_t *l1, uint64_
     return ret;
 }
 
-/* ---- COPIED ---- */
-
-/* Takes COPIED from all entries of the active tables, in the file. */
-static int coroutine_fn co_clear_copied(struct qcow2 *s)
-{
-    unsigned step = s->extended_l2 ? 2 : 1;
-    uint8_t *buf = qcow2_buffer_get(s);
-    be64 *table = (be64 *)(void *)buf;
-    int ret = buf ? 0 : -ENOMEM;
-    for (uint32_t i = 0; i < s->l1_size && ret == 0; i++) {
-        uint64_t offset = s->l1[i] & QCOW2_L1_OFFSET_MASK;
-        bool changed = false;
-        if (!offset)
-            continue;
-        ret = node_co_pread(s->node->file, offset, buf, s->cluster_bytes);
-        for (uint64_t k = 0; k < 1ull << s->l2_bits && ret == 0; k++) {
-            uint64_t entry = be64_get(table[k * step]);
-            if (entry & QCOW2_COPIED) {
-                table[k * step] = be64_put(entry & ~QCOW2_COPIED);
-                changed = true;
-            }
-        }
-        if (ret == 0 && changed)
-            ret = node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0);
-        qcow2_lock(s);
-        qcow2_l1_set(s, i, s->l1[i] & ~QCOW2_COPIED);
-        qcow2_unlock(s);
-    }
-    qcow2_buffer_put(s, buf);
-    qcow2_co_forget_l2(s);
-    return ret;
-}
-
-/* Sets COPIED again wherever the refcount has become 1. */
-static int coroutine_fn co_restore_copied(struct qcow2 *s)
-{
-    struct qcow2_check result = {0};
-    struct check check = {.s = s, .result = &result, .fix = QCOW2_FIX_ERRORS};
-    check.file_clusters = (s->file_bytes + s->cluster_bytes - 1) >> s->cluster_bits;
-    qcow2_co_forget_l2(s);
-    check_co_copied(&check);
-    return check.error ? check.error : result.check_errors ? -EIO : 0;
-}
-
 /* ---- the table ---- */
 
 static size_t entry_bytes(const struct qcow2_snapshot *snapshot)
@@ -181,63 +160,29 @@ static void put_entry(const struct qcow2_snapshot *snapshot, uint8_t *to)
     memcpy(to + strlen(snapshot->id), snapshot->name, strlen(snapshot->name));
 }
 
-/* Makes LIST the image's snapshots: a new table, then the header. The old table is freed. */
-static int coroutine_fn co_write_table(struct qcow2 *s, struct qcow2_snapshot *list, uint32_t count)
+uint64_t qcow2_snapshot_table_bytes(const struct qcow2_snapshot *list, uint32_t count)
 {
-    uint64_t bytes = 0, host = 0;
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < count; i++)
         bytes += entry_bytes(&list[i]);
-    if (bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-        return -EFBIG;
-    uint64_t clusters = (bytes + s->cluster_bytes - 1) >> s->cluster_bits;
-    uint8_t *buf = NULL;
-    int ret = 0;
-    if (clusters) {
-        buf = node_buffer(s->node->file, clusters << s->cluster_bits);
-        if (!buf)
-            return -ENOMEM;
-        memset(buf, 0, clusters << s->cluster_bits);
-        uint8_t *to = buf;
-        for (uint32_t i = 0; i < count; i++) {
-            put_entry(&list[i], to);
-            to += entry_bytes(&list[i]);
-        }
-        ret = qcow2_co_alloc_contiguous(s, clusters, &host, NULL);
-        if (ret == 0)
-            ret = node_co_pwrite(s->node->file, host, buf, clusters << s->cluster_bits, 0);
-        free(buf);
+    return bytes;
+}
+
+int coroutine_fn qcow2_co_write_snapshot_table(struct qcow2 *s, const struct qcow2_snapshot *list,
+                                               uint32_t count, uint64_t host)
+{
+    uint64_t bytes = qcow2_cluster_up(s, qcow2_snapshot_table_bytes(list, count));
+    uint8_t *buf = node_buffer(s->node->file, bytes), *to = buf;
+    if (!buf)
+        return -ENOMEM;
+    memset(buf, 0, bytes);
+    for (uint32_t i = 0; i < count; i++) {
+        put_entry(&list[i], to);
+        to += entry_bytes(&list[i]);
     }
-    /* Everything that the new table refers to is durable before the header names it. */
-    if (ret == 0)
-        ret = qcow2_co_writeback(s);
-    if (ret == 0)
-        ret = node_co_flush(s->node->file);
-    uint64_t old_offset = s->snapshots_offset, old_bytes = s->snapshots_bytes;
-    uint32_t old_count = s->nb_snapshots;
-    if (ret == 0) {
-        co_mutex_lock(&s->header_lock);
-        s->snapshots_offset = host;
-        s->nb_snapshots = count;
-        ret = qcow2_co_write_header_sector(s);
-        if (ret < 0) {
-            s->snapshots_offset = old_offset;
-            s->nb_snapshots = old_count;
-        }
-        co_mutex_unlock(&s->header_lock);
-    }
-    if (ret < 0) {
-        if (host)
-            qcow2_co_unalloc(s, host, clusters);
-        return ret;
-    }
-    qcow2_lock(s);
-    s->snapshots_bytes = bytes;
-    qcow2_overlap_remove(s, old_offset, old_bytes);
-    (void)qcow2_overlap_add(s, host, bytes, QCOW2_OL_SNAPSHOT_TABLE);
-    if (old_bytes)
-        qcow2_free_later(s, old_offset, old_bytes, true);
-    qcow2_unlock(s);
-    return 0;
+    int ret = node_co_pwrite(s->node->file, host, buf, bytes, 0);
+    free(buf);
+    return ret;
 }
 
 /* ---- what brackets every change ---- */
@@ -259,8 +204,6 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
     ret = qcow2_io_error(s);
     if (ret == 0)
         ret = qcow2_co_writeback(s);
-    if (ret == 0)
-        ret = qcow2_co_set_features(s, s->incompatible | QCOW2_INCOMPAT_DIRTY, s->autoclear);
     if (ret < 0) {
         qcow2_co_unquiesce(s);
         return error_set(err, ret, "%s: %s", node->filename, strerror(-ret));
@@ -268,7 +211,7 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
     return 0;
 }
 
-/* RESULT is what the change came to. The dirty bit goes only if everything is well. */
+/* RESULT is what the change came to. */
 static int coroutine_fn co_end(struct qcow2 *s, int result, const char *what, struct error *err)
 {
     int ret = qcow2_co_writeback(s);
@@ -276,13 +219,6 @@ static int coroutine_fn co_end(struct qcow2 *s, int result, const char *what, st
         qcow2_co_reclaim_all(s);
         ret = qcow2_co_writeback(s);
     }
-    /* COPIED says "refcount 1": what reclaim has just counted down belongs to that. */
-    if (ret == 0)
-        ret = co_restore_copied(s);
-    if (ret == 0)
-        ret = qcow2_co_writeback(s);
-    if (ret == 0)
-        ret = qcow2_co_set_features(s, s->incompatible & ~QCOW2_INCOMPAT_DIRTY, s->autoclear);
     qcow2_co_unquiesce(s);
     if (result == 0)
         result = ret;
@@ -330,70 +266,46 @@ static int new_entry(struct qcow2 *s, const char *name, struct qcow2_snapshot *s
     return 0;
 }
 
-/* A copy of an L1 table, without COPIED, in new clusters. */
-static int coroutine_fn co_write_l1_copy(struct qcow2 *s, const uint64_t *l1, uint64_t entries,
-                                         uint64_t *host)
+static uint64_t count_entries(const uint64_t *l1, uint64_t entries, uint64_t mask)
 {
-    uint64_t clusters = max_u64((entries * 8 + s->cluster_bytes - 1) >> s->cluster_bits, 1);
-    int ret = qcow2_co_alloc_contiguous(s, clusters, host, NULL);
-    if (ret < 0)
-        return ret;
-    be64 *out = qcow2_buffer_get(s);
-    if (!out)
-        ret = -ENOMEM;
-    uint64_t per = s->cluster_bytes / 8;
-    for (uint64_t c = 0; c < clusters && ret == 0; c++) {
-        for (uint64_t i = 0; i < per; i++)
-            out[i] = be64_put(c * per + i < entries ? l1[c * per + i] & ~QCOW2_COPIED : 0);
-        ret = node_co_pwrite(s->node->file, *host + (c << s->cluster_bits), out, s->cluster_bytes, 0);
-    }
-    qcow2_buffer_put(s, out);
-    if (ret < 0)
-        qcow2_co_unalloc(s, *host, clusters);
-    return ret;
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < entries; i++)
+        count += (l1[i] & mask) != 0;
+    return count;
 }
 
 static int coroutine_fn co_take_snapshot(struct qcow2 *s, const char *name)
 {
     struct qcow2_snapshot snapshot;
+    struct qcow2_exchange x;
+    uint64_t done;
     int ret = new_entry(s, name, &snapshot);
     struct qcow2_snapshot *list = ret == 0 ? calloc(s->nb_snapshots + 1, sizeof(*list)) : NULL;
-    uint64_t undone;
     if (!list) {
         qcow2_free_snapshot(&snapshot);
         return -ENOMEM;
     }
+    /* The present L1 table becomes the snapshot's; the active mapping gets a new one. */
+    snapshot.l1_offset = s->l1_offset;
     if (s->nb_snapshots)
         memcpy(list, s->snapshots, s->nb_snapshots * sizeof(*list));
-    ret = co_write_l1_copy(s, s->l1, s->l1_size, &snapshot.l1_offset);
-    if (ret < 0)
-        goto fail;
-    ret = co_add_tree(s, s->l1, s->l1_size);
-    if (ret < 0)
-        goto fail_l1;
-    ret = qcow2_co_writeback(s);
-    if (ret == 0)
-        ret = co_clear_copied(s);
     list[s->nb_snapshots] = snapshot;
+    struct qcow2_exchange_list new = {list, s->nb_snapshots + 1,
+                                      qcow2_snapshot_table_bytes(list, s->nb_snapshots + 1)};
+    ret = new.bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES ? -EFBIG : 0;
     if (ret == 0)
-        ret = co_write_table(s, list, s->nb_snapshots + 1);
-    if (ret < 0)
-        goto fail_tree;
-    free(s->snapshots);
-    s->snapshots = list;
-    qcow2_lock(s);
-    (void)qcow2_overlap_add(s, snapshot.l1_offset, (uint64_t)snapshot.l1_size * 8, QCOW2_OL_INACTIVE_L1);
-    qcow2_unlock(s);
-    return 0;
-
-fail_tree:
-    (void)co_walk_tree(s, s->l1, s->l1_size, undo_reference, UINT64_MAX, &undone);
-fail_l1:
-    qcow2_co_unalloc(s, snapshot.l1_offset,
-                     max_u64(((uint64_t)snapshot.l1_size * 8 + s->cluster_bytes - 1) >> s->cluster_bits, 1));
-fail:
-    free(list);
-    qcow2_free_snapshot(&snapshot);
+        ret = qcow2_co_exchange_begin(s, &x, count_entries(s->l1, s->l1_size, QCOW2_COPIED), new.bytes);
+    if (ret == 0) {
+        ret = co_walk_tree(s, s->l1, s->l1_size, add_reference, UINT64_MAX, &done);
+        if (ret < 0)
+            qcow2_co_exchange_abort(s, &x);
+        else
+            ret = qcow2_co_exchange_commit(s, &x, &new, true);
+    }
+    if (ret < 0) {
+        free(list);
+        qcow2_free_snapshot(&snapshot);
+    }
     return ret;
 }
 
@@ -414,11 +326,21 @@ int coroutine_fn qcow2_co_snapshot_create(struct node *node, const char *name, s
 
 /* ---- delete ---- */
 
+/* L2 tables of the active mapping that have clusters of L1's tree in them. */
+static uint64_t count_common(const struct qcow2 *s, const uint64_t *l1, uint64_t entries)
+{
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < min_u64(entries, s->l1_size); i++)
+        count += (l1[i] & QCOW2_L1_OFFSET_MASK) && (s->l1[i] & QCOW2_L1_OFFSET_MASK);
+    return count;
+}
+
 static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
 {
     struct qcow2_snapshot gone = s->snapshots[index];
     uint32_t count = s->nb_snapshots - 1;
-    uint64_t *l1, done;
+    uint64_t *l1, l1_bytes = (uint64_t)gone.l1_size * 8, done;
+    struct qcow2_exchange x;
     int ret = qcow2_co_read_table(s, gone.l1_offset, gone.l1_size, gone.l1_size, &l1);
     if (ret < 0)
         return ret;
@@ -429,22 +351,27 @@ static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
     }
     memcpy(list, s->snapshots, index * sizeof(*list));
     memcpy(list + index, s->snapshots + index + 1, (count - index) * sizeof(*list));
-    ret = co_write_table(s, list, count);
-    if (ret < 0) {
-        free(list);
-        free(l1);
-        return ret;
+    struct qcow2_exchange_list new = {list, count, qcow2_snapshot_table_bytes(list, count)};
+    ret = qcow2_co_exchange_begin(s, &x, count_common(s, l1, gone.l1_size), new.bytes);
+    if (ret == 0) {
+        ret = co_walk_tree(s, l1, gone.l1_size, take_reference, UINT64_MAX, &done);
+        if (ret == 0)
+            ret = take_reference(s, gone.l1_offset, l1_bytes);
+        if (ret < 0)
+            qcow2_co_exchange_abort(s, &x);
+        else
+            ret = qcow2_co_exchange_commit(s, &x, &new, false);
     }
-    free(s->snapshots);
-    s->snapshots = list;
-    /* From here on an error leaves leaks only. */
-    ret = co_walk_tree(s, l1, gone.l1_size, drop_reference, UINT64_MAX, &done);
+    if (ret == 0) {
+        if (s->discard_down) {
+            (void)co_walk_tree(s, l1, gone.l1_size, punch_reference, UINT64_MAX, &done);
+            (void)punch_reference(s, gone.l1_offset, l1_bytes);
+        }
+        qcow2_free_snapshot(&gone);
+    } else {
+        free(list);
+    }
     free(l1);
-    qcow2_lock(s);
-    qcow2_overlap_remove(s, gone.l1_offset, (uint64_t)gone.l1_size * 8);
-    qcow2_free_later(s, gone.l1_offset, max_u64((uint64_t)gone.l1_size * 8, 1), true);
-    qcow2_unlock(s);
-    qcow2_free_snapshot(&gone);
     return ret;
 }
 
@@ -464,20 +391,30 @@ int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *id_or_n
 
 /* ---- the active mapping replaced ---- */
 
-/* The tree of L1 becomes the active one; references to it are counted already. The old one is freed. Takes
- * over L1, which has room for whole blocks of 64 entries. */
-static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entries, uint64_t size)
+/* The tree of L1 becomes the active one; references to it are counted already, and no cluster of it is its
+ * alone. The old one is freed. L1 has room for whole blocks of 64 entries; *SWITCHED: it was taken over. */
+static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entries, uint64_t size,
+                                  bool *switched)
 {
-    uint64_t host, done;
+    uint64_t host = s->l1_offset, clusters = qcow2_cluster_up(s, (uint64_t)entries * 8) >> s->cluster_bits,
+             done;
     uint8_t *dirty = calloc(entries / 64 + 2, 1);
     void **retired = realloc(s->retired, (s->nb_retired + 1) * sizeof(*retired));
     if (retired)
         s->retired = retired;
-    int ret = dirty && retired ? co_write_l1_copy(s, l1, entries, &host) : -ENOMEM;
+    *switched = false;
+    for (uint32_t i = 0; i < entries; i++)
+        l1[i] &= ~QCOW2_COPIED;
+    int ret = dirty && retired ? 0 : -ENOMEM;
+    if (ret == 0 && clusters)
+        ret = qcow2_co_alloc_contiguous(s, clusters, &host, NULL);
+    if (ret < 0) {
+        free(dirty);
+        return ret;
+    }
+    ret = qcow2_co_write_l1(s, l1, entries, host);
     if (ret == 0)
         ret = qcow2_co_writeback(s);
-    if (ret == 0)
-        ret = node_co_flush(s->node->file);
     uint64_t old_offset = s->l1_offset, old_size = s->size;
     uint32_t old_entries = s->l1_size;
     uint64_t *old = s->l1;
@@ -496,11 +433,11 @@ static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entrie
     }
     if (ret < 0) {
         free(dirty);
-        free(l1);
+        if (clusters)
+            qcow2_co_unalloc(s, host, clusters);
         return ret;
     }
-    for (uint32_t i = 0; i < entries; i++)
-        l1[i] &= ~QCOW2_COPIED;
+    *switched = true;
     qcow2_lock(s);
     while (s->wb_running) /* which remembers places in the old arrays */
         co_queue_wait(&s->wb_waiters, &s->lock);
@@ -518,8 +455,43 @@ static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entrie
     node_set_length(s->node, size & ~511ull);
     ret = co_walk_tree(s, old, old_entries, drop_reference, UINT64_MAX, &done);
     qcow2_lock(s);
-    qcow2_free_later(s, old_offset, (uint64_t)old_entries * 8, true);
+    if (clusters || old_entries)
+        qcow2_free_later(s, old_offset, (uint64_t)old_entries * 8, true);
     qcow2_unlock(s);
+    return ret;
+}
+
+/* Takes COPIED from the entries of a snapshot's L2 tables, in the file: there it says nothing, but they are
+ * to become active, and none of their clusters is theirs alone then. */
+static int coroutine_fn co_clear_copied(struct qcow2 *s, const uint64_t *l1, uint64_t entries)
+{
+    unsigned step = s->extended_l2 ? 2 : 1;
+    uint8_t *buf = qcow2_buffer_get(s);
+    be64 *table = (be64 *)(void *)buf;
+    int ret = buf ? 0 : -ENOMEM;
+    for (uint64_t i = 0; i < entries && ret == 0; i++) {
+        uint64_t offset = l1[i] & QCOW2_L1_OFFSET_MASK;
+        bool changed = false;
+        if (!offset)
+            continue;
+        ret = node_co_pread(s->node->file, offset, buf, s->cluster_bytes);
+        for (uint64_t k = 0; k < 1ull << s->l2_bits && ret == 0; k++) {
+            uint64_t entry = be64_get(table[k * step]);
+            if (entry & QCOW2_COPIED) {
+                table[k * step] = be64_put(entry & ~QCOW2_COPIED);
+                changed = true;
+            }
+        }
+        if (ret < 0 || !changed)
+            continue;
+        qcow2_lock(s);
+        enum qcow2_overlap hit = qcow2_overlap_check(s, offset, s->cluster_bytes, QCOW2_OL_NONE, NULL);
+        qcow2_unlock(s);
+        ret = hit == QCOW2_OL_NONE ? node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0)
+                                   : qcow2_co_corrupt(s, "an L2 table of a snapshot, at 0x%llx, lies on %s",
+                                                      (unsigned long long)offset, qcow2_overlap_name(hit));
+    }
+    qcow2_buffer_put(s, buf);
     return ret;
 }
 
@@ -528,22 +500,21 @@ static int coroutine_fn co_apply(struct qcow2 *s, const struct qcow2_snapshot *s
     unsigned covers = s->cluster_bits + s->l2_bits;
     uint64_t needed =
         (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0);
-    uint64_t room = (max_u64(max_u64(snapshot->l1_size, s->l1_size), needed) + 63) & ~63ull, *l1, done;
+    uint64_t room = (max_u64(max_u64(snapshot->l1_size, s->l1_size), needed) + 64) & ~63ull, *l1, done;
+    bool switched = false;
     int ret = qcow2_co_read_table(s, snapshot->l1_offset, snapshot->l1_size, room, &l1);
     if (ret < 0)
         return ret;
     ret = co_add_tree(s, l1, snapshot->l1_size);
-    if (ret < 0) {
-        free(l1);
-        return ret;
+    if (ret == 0) {
+        ret = co_clear_copied(s, l1, snapshot->l1_size);
+        if (ret == 0)
+            ret = co_switch(s, l1, snapshot->l1_size, snapshot->disk_bytes, &switched);
+        if (!switched)
+            (void)co_walk_tree(s, l1, snapshot->l1_size, undo_reference, UINT64_MAX, &done);
     }
-    uint64_t *again = malloc(room * 8);
-    if (again)
-        memcpy(again, l1, room * 8);
-    ret = again ? co_switch(s, l1, snapshot->l1_size, snapshot->disk_bytes) : -ENOMEM;
-    if (ret < 0 && again && s->l1_size == snapshot->l1_size && s->l1 != l1)
-        (void)co_walk_tree(s, again, snapshot->l1_size, undo_reference, UINT64_MAX, &done);
-    free(again);
+    if (!switched)
+        free(l1);
     return ret;
 }
 
@@ -570,7 +541,10 @@ int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
     qcow2_bitmaps_mark(s, 0, s->size);
     uint32_t entries = s->l1_size;
     uint64_t *l1 = calloc((entries + 64) & ~63u, 8);
-    ret = l1 ? co_switch(s, l1, entries, s->size) : -ENOMEM;
+    bool switched = false;
+    ret = l1 ? co_switch(s, l1, entries, s->size, &switched) : -ENOMEM;
+    if (!switched)
+        free(l1);
     return co_end(s, ret, "image cannot be emptied", err);
 }
 

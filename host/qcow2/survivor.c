@@ -600,6 +600,13 @@ void survivor_touch(struct qcow2 *s)
         __atomic_store_n(&v->head->written, now, __ATOMIC_RELAXED);
 }
 
+void survivor_pause(struct qcow2 *s, bool pause)
+{
+    struct survivor *v = s->survivor;
+    if (v && v->head)
+        __atomic_store_n(&v->head->live, !pause, __ATOMIC_SEQ_CST);
+}
+
 void survivor_clean(struct qcow2 *s)
 {
     struct survivor *v = s->survivor;

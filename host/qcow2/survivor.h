@@ -41,6 +41,10 @@ void survivor_grew(struct qcow2 *s);
 /* The image file is about to be written to, or was just now. Any thread, any context. */
 void survivor_touch(struct qcow2 *s);
 
+/* Everything is in the image; from now on, until the pause is over, what is in the caches belongs to tables
+ * that the image does not know yet. */
+void survivor_pause(struct qcow2 *s, bool pause);
+
 /* [lock] Nothing is newer than the image. */
 void survivor_clean(struct qcow2 *s);
 

@@ -125,7 +125,9 @@ void coroutine_fn qcow2_co_writer_end(struct qcow2 *s)
 void coroutine_fn qcow2_co_quiesce(struct qcow2 *s)
 {
     qcow2_lock(s);
-    __atomic_fetch_add(&s->quiesced, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&s->quiesced, __ATOMIC_RELAXED))
+        co_queue_wait(&s->quiesce_waiters, &s->lock); /* for another change of this kind */
+    __atomic_store_n(&s->quiesced, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&s->writers, __ATOMIC_SEQ_CST))
         co_queue_wait(&s->writers_waiters, &s->lock);
     qcow2_unlock(s);
@@ -134,8 +136,8 @@ void coroutine_fn qcow2_co_quiesce(struct qcow2 *s)
 void coroutine_fn qcow2_co_unquiesce(struct qcow2 *s)
 {
     qcow2_lock(s);
-    if (__atomic_sub_fetch(&s->quiesced, 1, __ATOMIC_SEQ_CST) == 0)
-        co_queue_wake_all(&s->quiesce_waiters);
+    __atomic_store_n(&s->quiesced, 0, __ATOMIC_SEQ_CST);
+    co_queue_wake_all(&s->quiesce_waiters);
     qcow2_unlock(s);
 }
 

@@ -3,7 +3,7 @@
  * flush and read back; injected errors; the power goes at any step; the image is opened again, checked, and
  * every sector compared with what it may hold.
  *
- *   tool_sim_qcow2 [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--no-snapshots] [--verbose]
+ *   tool_sim_qcow2 [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--verbose]
  *
  * What may a sector hold after a power loss? The last write that a completed flush covered, or any later one,
  * acknowledged or not; never another sector's bytes, and no mixture. --save leaves the image of each crash in
@@ -62,7 +62,7 @@ struct run {
     uint64_t operations, failures, crashes, lost;
 };
 
-static bool verbose, lying, no_snapshots;
+static bool verbose, lying;
 static struct run *current;
 
 static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *format, ...)
@@ -436,23 +436,16 @@ struct check_call {
     struct run *run;
     unsigned fix;
     bool print;
-    unsigned flags, others; /* findings */
     struct qcow2_check result;
     int ret;
 };
 
-/* Counts findings other than leaks, and flags that only say less than is true: a snapshot that was being
- * deleted leaves clusters that have one reference and are not marked as such. */
-static void count_finding(void *opaque, const char *line)
+static void print_finding(void *opaque, const char *line)
 {
-    struct check_call *call = opaque;
+    const struct check_call *call = opaque;
 
     if (call->print)
         printf("# %s\n", line);
-    if (strncmp(line, "ERROR OFLAG_COPIED", 18) == 0)
-        call->flags++;
-    else if (strncmp(line, "ERROR", 5) == 0)
-        call->others++;
 }
 
 static void check_entry(void *opaque)
@@ -460,7 +453,7 @@ static void check_entry(void *opaque)
     struct check_call *call = opaque;
     struct error err = {""};
 
-    call->ret = qcow2_co_check(blk_node(call->run->blk), call->fix, &call->result, count_finding, call, &err);
+    call->ret = qcow2_co_check(blk_node(call->run->blk), call->fix, &call->result, print_finding, call, &err);
     if (call->ret < 0 && call->ret != -ENOTSUP)
         fail("check cannot be done: %s", err.text);
 }
@@ -483,8 +476,6 @@ static void check_image(struct run *run, const char *when, bool leaks_allowed, u
     open_image(run, true);
     if (loop_run_coroutine(run->main_loop, check_entry, &call) < 0)
         fail("no coroutine for the check");
-    if (run->snapshots && leaks_allowed && call.flags == call.result.corruptions && !call.others)
-        call.result.corruptions = 0;
     if (call.ret == 0 && (call.result.corruptions || (call.result.leaks && !leaks_allowed))) {
         struct check_call again = {.run = run, .print = true};
 
@@ -690,8 +681,7 @@ static uint64_t one_seed(uint64_t seed, const char *directory)
         run->create.backing_format = "raw";
         make_base(run);
     }
-    run->snapshots =
-        draw(run, 4) == 0 && !no_snapshots && (!run->create.refcount_bits || run->create.refcount_bits >= 8);
+    run->snapshots = draw(run, 4) == 0 && (!run->create.refcount_bits || run->create.refcount_bits >= 8);
     for (uint64_t s = 0; s < run->sector_count; s++)
         remember(&run->sectors[s], s < run->base_sectors ? BASE_NUMBER : 0, true)->acked = 1;
     for (unsigned i = 0; i < run->loops; i++)
@@ -708,7 +698,7 @@ static uint64_t one_seed(uint64_t seed, const char *directory)
         verify(run, true, "after a power loss");
         /* What was lost leaks; then the image is as good as new. */
         check_image(run, "after a repair", false,
-                    QCOW2_FIX_LEAKS | (run->create.lazy_refcounts || run->snapshots ? QCOW2_FIX_ERRORS : 0));
+                    QCOW2_FIX_LEAKS | (run->create.lazy_refcounts ? QCOW2_FIX_ERRORS : 0));
     }
     live(run, false);
     check_image(run, "after a clean close", run->faults, 0);
@@ -750,14 +740,11 @@ int main(int argc, char **argv)
             twice = true;
         else if (strcmp(argv[i], "--lying-disk") == 0)
             lying = true;
-        else if (strcmp(argv[i], "--no-snapshots") == 0)
-            no_snapshots = true;
         else if (strcmp(argv[i], "--verbose") == 0)
             verbose = true;
         else {
             fprintf(stderr,
-                    "usage: %s [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--no-snapshots] "
-                    "[--verbose]\n",
+                    "usage: %s [--seed=N] [--seeds=N] [--save=DIR] [--twice] [--lying-disk] [--verbose]\n",
                     argv[0]);
             return 2;
         }

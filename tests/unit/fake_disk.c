@@ -70,6 +70,40 @@ static int coroutine_fn begin(struct fake_disk *disk, struct fake_active *self, 
     return ret;
 }
 
+static void keep(struct fake_disk *disk, enum fake_op op, uint64_t offset, uint64_t bytes,
+                 const struct sg *sg)
+{
+    if (!disk->keep_log)
+        return;
+    if (disk->logged == disk->log_room) {
+        disk->log_room = disk->log_room * 2 + 64;
+        disk->log = realloc(disk->log, disk->log_room * sizeof(*disk->log));
+    }
+    struct fake_logged *logged = &disk->log[disk->logged++];
+    *logged = (struct fake_logged){op, offset, bytes, NULL};
+    if (sg) {
+        logged->data = malloc(bytes);
+        sg_copy_out(*sg, logged->data, bytes);
+    }
+}
+
+uint64_t fake_logged_apply(const struct fake_logged *logged, uint8_t *data, uint64_t length)
+{
+    uint64_t end = logged->offset + logged->bytes;
+    if (logged->op == FAKE_TRUNCATE) {
+        if (end < length)
+            memset(data + end, 0, length - end);
+        return end;
+    }
+    if (logged->op == FAKE_WRITE)
+        memcpy(data + logged->offset, logged->data, logged->bytes);
+    else if (logged->op == FAKE_ZERO || (logged->op == FAKE_DISCARD && end <= length))
+        memset(data + logged->offset, 0, logged->bytes);
+    else
+        return length;
+    return end > length ? end : length;
+}
+
 static int end(struct fake_disk *disk, struct fake_active *self, int ret)
 {
     spin_lock(&disk->guard);
@@ -115,6 +149,7 @@ static int coroutine_fn fake_co_pwritev(struct node *node, uint64_t offset, uint
     struct fake_active self;
     int ret = begin(disk, &self, FAKE_WRITE, offset, bytes, flags, &sg);
     if (ret == 0) {
+        keep(disk, FAKE_WRITE, offset, bytes, &sg);
         ensure(disk, offset + bytes);
         sg_copy_out(sg, disk->data + offset, bytes);
     }
@@ -130,6 +165,7 @@ static int coroutine_fn fake_co_pwrite_zeroes(struct node *node, uint64_t offset
         return -ENOTSUP;
     int ret = begin(disk, &self, FAKE_ZERO, offset, bytes, flags, NULL);
     if (ret == 0) {
+        keep(disk, FAKE_ZERO, offset, bytes, NULL);
         ensure(disk, offset + bytes);
         memset(disk->data + offset, 0, bytes);
     }
@@ -143,6 +179,8 @@ static int coroutine_fn fake_co_pdiscard(struct node *node, uint64_t offset, uin
     if (disk->no_discard)
         return -ENOTSUP;
     int ret = begin(disk, &self, FAKE_DISCARD, offset, bytes, 0, NULL);
+    if (ret == 0)
+        keep(disk, FAKE_DISCARD, offset, bytes, NULL);
     return end(disk, &self, ret);
 }
 
@@ -151,6 +189,8 @@ static int coroutine_fn fake_co_flush(struct node *node)
     struct fake_disk *disk = disk_of(node);
     struct fake_active self;
     int ret = begin(disk, &self, FAKE_FLUSH, 0, 0, 0, NULL);
+    if (ret == 0)
+        keep(disk, FAKE_FLUSH, 0, 0, NULL);
     return end(disk, &self, ret);
 }
 
@@ -160,6 +200,7 @@ static int coroutine_fn fake_co_truncate(struct node *node, uint64_t bytes, bool
     struct fake_active self;
     int ret = begin(disk, &self, FAKE_TRUNCATE, 0, bytes, exact, NULL);
     if (ret == 0) {
+        keep(disk, FAKE_TRUNCATE, 0, bytes, NULL);
         ensure(disk, bytes);
         disk->length = bytes;
         node_set_length(node, bytes);
@@ -223,4 +264,9 @@ void fake_disk_free(struct fake_disk *disk)
 {
     free(disk->data);
     disk->data = NULL;
+    for (size_t i = 0; i < disk->logged; i++)
+        free(disk->log[i].data);
+    free(disk->log);
+    disk->log = NULL;
+    disk->logged = disk->log_room = 0;
 }

@@ -18,6 +18,13 @@ struct fake_record {
     unsigned flags;
 };
 
+/* What reached the disk, with its data, in the order in which it was asked for. */
+struct fake_logged {
+    enum fake_op op;
+    uint64_t offset, bytes; /* TRUNCATE: the length */
+    uint8_t *data;          /* of a write */
+};
+
 struct fake_disk {
     /* set before fake_disk_open */
     struct node_limits limits;
@@ -28,6 +35,10 @@ struct fake_disk {
     bool hold;                     /* requests wait until fake_disk_release */
     int error[FAKE_OPS];           /* what requests of a kind end with, if not 0 */
     uint64_t error_skip[FAKE_OPS]; /* after so many that go well */
+
+    bool keep_log;
+    struct fake_logged *log;
+    size_t logged, log_room;
 
     uint8_t *data;
     uint64_t calls[FAKE_OPS];
@@ -46,5 +57,7 @@ struct fake_disk {
 int coroutine_fn fake_disk_open(struct fake_disk *disk, struct node **node);
 void fake_disk_release(struct fake_disk *disk); /* lets go of what is held, and holds nothing any more */
 void fake_disk_free(struct fake_disk *disk);
+/* Does to DATA, of LENGTH bytes, what the log says; it has to have room. Returns the new length. */
+uint64_t fake_logged_apply(const struct fake_logged *logged, uint8_t *data, uint64_t length);
 
 #endif

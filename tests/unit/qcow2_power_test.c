@@ -1,0 +1,317 @@
+/*
+ * Changes that replace tables as a whole, and a power loss at every step of them: snapshots made, deleted,
+ * applied, the disk emptied and resized, in version 2 (which has no dirty bit) and 3.
+ *
+ * Everything that such a change does to the disk is recorded with its data. For each moment, what was flushed
+ * is there, and of the rest: all, nothing, all but one, one alone. In each such state the image opens, check
+ * finds leaks at most, and the guest sees the disk as it was before or as it is after (checklist O2, F5,
+ * F13).
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/qcow2/qcow2_state.h"
+#include "host/runtime/loop.h"
+#include "tests/unit/fake_disk.h"
+
+#define SIZE (512u << 10)
+#define ROOM (16u << 20) /* of an image file */
+
+static struct loop *loop;
+static struct fake_disk disk;
+static struct node *node;
+
+static int setup(void **state)
+{
+    loop = loop_create("test", NULL);
+    return loop ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    loop_destroy(loop);
+    return 0;
+}
+
+struct change {
+    const char *name;
+    int coroutine_fn (*make)(struct error *err);
+};
+
+static void load_image(const struct qcow2_create_options *options)
+{
+    char path[] = "/tmp/qcow2_power_test.XXXXXX";
+    struct error err = {""};
+    struct stat st;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(qcow2_co_create(path, options, &err), 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
+    disk.length = (uint64_t)st.st_size;
+    disk.data = malloc(disk.length);
+    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
+    close(fd);
+    unlink(path);
+}
+
+static struct node *co_open(struct fake_disk *from, const char *what)
+{
+    struct node *protocol, *opened = NULL;
+    struct error err = {""};
+    struct open_options options = {.format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096};
+    assert_int_equal(fake_disk_open(from, &protocol), 0);
+    if (node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &opened, &err) < 0)
+        fail_msg("%s: cannot be opened: %s", what, err.text);
+    return opened;
+}
+
+static void fill(uint64_t offset, uint64_t bytes, int value)
+{
+    char *buf = malloc(bytes);
+    memset(buf, value, bytes);
+    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
+    free(buf);
+}
+
+struct content {
+    uint64_t bytes;
+    uint8_t *data;
+};
+
+static struct content co_content(struct node *of)
+{
+    struct content content = {.bytes = node_length(of)};
+    content.data = malloc(content.bytes);
+    assert_int_equal(node_co_pread(of, 0, content.data, content.bytes), 0);
+    return content;
+}
+
+static bool same(const struct content *a, const struct content *b)
+{
+    return a->bytes == b->bytes && memcmp(a->data, b->data, a->bytes) == 0;
+}
+
+/* Something in every state that a cluster can have: its own, shared with one snapshot or with two, the
+ * snapshot's alone, zero, discarded. */
+static void co_history(void)
+{
+    struct error err;
+    fill(0, SIZE / 2, 1);
+    assert_int_equal(qcow2_co_snapshot_create(node, "first", &err), 0);
+    fill(8192, 65536, 2);
+    assert_int_equal(qcow2_co_snapshot_create(node, "second", &err), 0);
+    fill(SIZE / 4, 32768, 3);
+    fill(SIZE - 32768, 32768, 4);
+    assert_int_equal(node_co_pdiscard(node, 131072, 65536), 0);
+    assert_int_equal(node_co_pwrite_zeroes(node, 65536, 16384, NODE_IO_MAY_UNMAP), 0);
+    assert_int_equal(node_co_flush(node), 0);
+}
+
+static void coroutine_fn print_finding(void *opaque, const char *line)
+{
+    printf("# %s\n", line);
+}
+
+static unsigned states;
+
+/* The image as DATA says, after a power loss. */
+static void co_verify(const uint8_t *data, uint64_t length, const char *what, const struct content *before,
+                      const struct content *after)
+{
+    struct fake_disk left = {.limits = disk.limits, .grows = true, .length = length, .data = malloc(ROOM)};
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    states++;
+    memcpy(left.data, data, length);
+    struct node *opened = co_open(&left, what);
+    assert_int_equal(qcow2_co_check(opened, 0, &result, NULL, NULL, &err), 0);
+    if (result.corruptions || result.check_errors) {
+        (void)qcow2_co_check(opened, 0, &result, print_finding, NULL, &err);
+        fail_msg("%s: %llu corruptions", what, (unsigned long long)result.corruptions);
+    }
+    struct content now = co_content(opened);
+    if (!same(&now, before) && !same(&now, after))
+        fail_msg("%s: the disk is neither as before nor as after", what);
+    free(now.data);
+    assert_int_equal(node_co_close(opened), 0);
+    fake_disk_free(&left);
+}
+
+/* States of the image with DONE entries of the log flushed and the next PENDING ones not. */
+static void co_states(const uint8_t *base, uint64_t base_length, size_t done, size_t pending,
+                      const struct change *change, const struct content *before, const struct content *after)
+{
+    uint8_t *data = malloc(ROOM);
+    char what[128];
+    for (size_t way = 0; way < 2 * pending + 2; way++) {
+        uint64_t length = base_length;
+        memcpy(data, base, length);
+        memset(data + length, 0, ROOM - length);
+        for (size_t i = 0; i < pending; i++) {
+            bool there = way == 2 * pending       ? false
+                         : way == 2 * pending + 1 ? true
+                         : way < pending          ? i == way   /* one alone */
+                                                  : i != way - pending; /* all but one */
+            if (there)
+                length = fake_logged_apply(&disk.log[done + i], data, length);
+        }
+        snprintf(what, sizeof(what), "%s, %zu flushed, way %zu of %zu pending", change->name, done, way,
+                 pending);
+        co_verify(data, length, what, before, after);
+    }
+    free(data);
+}
+
+static const struct qcow2_create_options *options;
+static const struct change *changing;
+
+static void power_body(void *arg)
+{
+    struct error err = {""};
+    load_image(options);
+    node = co_open(&disk, "at first");
+    co_history();
+    struct content before = co_content(node);
+    uint8_t *base = malloc(ROOM);
+    uint64_t length = disk.length;
+    assert_true(disk.length <= ROOM);
+    memcpy(base, disk.data, disk.length);
+    memset(base + length, 0, ROOM - length);
+    disk.keep_log = true;
+    int ret = changing->make(&err);
+    disk.keep_log = false;
+    if (ret < 0)
+        fail_msg("%s: %s", changing->name, err.text);
+    struct content after = co_content(node);
+    assert_int_equal(node_co_close(node), 0);
+    co_verify(disk.data, disk.length, "after closing", &after, &after);
+    size_t done = 0;
+    for (size_t i = 0; i <= disk.logged; i++) {
+        if (i < disk.logged && disk.log[i].op != FAKE_FLUSH)
+            continue;
+        co_states(base, length, done, i - done, changing, &before, &after);
+        for (; done < i; done++)
+            length = fake_logged_apply(&disk.log[done], base, length);
+        done++;
+    }
+    free(base);
+    free(before.data);
+    free(after.data);
+    fake_disk_free(&disk);
+}
+
+static int coroutine_fn co_make_snapshot(struct error *err)
+{
+    return qcow2_co_snapshot_create(node, "third", err);
+}
+
+static int coroutine_fn co_delete_first(struct error *err)
+{
+    return qcow2_co_snapshot_delete(node, "first", err);
+}
+
+static int coroutine_fn co_delete_second(struct error *err)
+{
+    return qcow2_co_snapshot_delete(node, "second", err);
+}
+
+static int coroutine_fn co_apply_first(struct error *err)
+{
+    return qcow2_co_snapshot_apply(node, "first", err);
+}
+
+static int coroutine_fn co_empty(struct error *err)
+{
+    return qcow2_co_make_empty(node, err);
+}
+
+static int coroutine_fn co_grow(struct error *err)
+{
+    return node_co_truncate(node, 4 * SIZE, true, err);
+}
+
+static const struct change changes[] = {
+    {"create", co_make_snapshot},
+    {"delete the first", co_delete_first},
+    {"delete the second", co_delete_second},
+    {"apply", co_apply_first},
+    {"empty", co_empty},
+    {"grow", co_grow},
+};
+
+static void all_changes(const struct qcow2_create_options *how)
+{
+    options = how;
+    for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
+        if (how->version == 2 && changes[i].make == co_grow)
+            continue; /* not with snapshots */
+        changing = &changes[i];
+        assert_int_equal(loop_run_coroutine(loop, power_body, NULL), 0);
+    }
+    printf("# %u states\n", states);
+}
+
+static void version_2(void **state)
+{
+    all_changes(&(struct qcow2_create_options){.size = SIZE, .version = 2, .cluster_bytes = 4096});
+}
+
+static void version_3(void **state)
+{
+    all_changes(&(struct qcow2_create_options){.size = SIZE, .cluster_bytes = 4096});
+}
+
+static void small_clusters(void **state)
+{
+    all_changes(&(struct qcow2_create_options){.size = SIZE, .cluster_bytes = 512, .refcount_bits = 64});
+}
+
+static void subclusters(void **state)
+{
+    all_changes(&(struct qcow2_create_options){.size = SIZE, .cluster_bytes = 16384, .extended_l2 = true});
+}
+
+/* Making and deleting snapshots again and again uses the room of the one before. */
+static void turns_body(void *arg)
+{
+    struct error err = {""};
+    load_image(&(struct qcow2_create_options){.size = SIZE, .version = 2, .cluster_bytes = 4096});
+    node = co_open(&disk, "at first");
+    fill(0, SIZE, 1);
+    uint64_t length = 0;
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(qcow2_co_snapshot_create(node, "one", &err), 0);
+        fill(0, 4096, i);
+        assert_int_equal(qcow2_co_snapshot_delete(node, "one", &err), 0);
+        if (i == 10)
+            length = qcow2_state(node)->fresh_from;
+    }
+    assert_true(qcow2_state(node)->fresh_from <= length);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void room_is_used_again(void **state)
+{
+    assert_int_equal(loop_run_coroutine(loop, turns_body, NULL), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(version_2),   cmocka_unit_test(version_3),          cmocka_unit_test(small_clusters),
+        cmocka_unit_test(subclusters), cmocka_unit_test(room_is_used_again),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
