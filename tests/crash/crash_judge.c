@@ -58,21 +58,6 @@ static int qemu_check(const char *report, const char *path)
     return qemu_img(report, (const char *const[]){"qemu-img", "check", "-q", "-f", "qcow2", path, NULL});
 }
 
-/* Are leaks and COPIED flags all that this report of qemu-img check complains about? */
-static bool only_copied_flags(const char *report)
-{
-    FILE *file = fopen(report, "re");
-    char line[400];
-    bool only = file != NULL;
-    while (only && fgets(line, sizeof line, file)) {
-        if (strncmp(line, "ERROR", 5) == 0)
-            only = strncmp(line, "ERROR OFLAG_COPIED ", 19) == 0;
-    }
-    if (file)
-        fclose(file);
-    return only;
-}
-
 /* ---- our own eyes ---- */
 
 struct looking {
@@ -273,55 +258,38 @@ static bool copy(const char *from, const char *to)
     return good;
 }
 
-/* Does the header say that refcounts may be wrong (dirty bit, checklist C3)? */
-static bool is_dirty(const char *path, unsigned *version)
-{
-    unsigned char header[80] = {0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    bool dirty = fd >= 0 && pread(fd, header, sizeof header, 0) == (ssize_t)sizeof header && header[7] >= 3 &&
-                 (header[79] & 1);
-    if (fd >= 0)
-        close(fd);
-    *version = header[7];
-    return dirty;
-}
-
-/* Snapshots were being changed: repaired by either side, all is well. */
-static bool repairs(struct crash_judge *judge, const char *path, uint32_t at, unsigned version,
-                    struct sentence why)
+/* Life goes on: its leaks can be mended by either side, and it can be written to. */
+static bool goes_on(struct crash_judge *judge, const char *path, uint32_t at, struct sentence why)
 {
     char other[PATH_BYTES + 16], report[PATH_BYTES + 16];
-    snprintf(other, sizeof other, "%s/repaired", judge->dir);
+    snprintf(other, sizeof other, "%s/mended", judge->dir);
     snprintf(report, sizeof report, "%s/report", judge->dir);
-    judge->repaired++;
+    judge->mended++;
 
     if (!copy(path, other))
         return wrong(why, "%s: %s", other, strerror(errno));
     qemu_img(report,
-             (const char *const[]){"qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", other, NULL});
+             (const char *const[]){"qemu-img", "check", "-q", "-r", "leaks", "-f", "qcow2", other, NULL});
     if (qemu_check(report, other) != 0)
-        return wrong(why, "repaired by QEMU it is not clean, see %s", report);
-    if (!read_by_qemu(judge, other, at, why) || !look_ourselves(judge, other, at, false, false, why))
-        return false;
-
-    if (!copy(path, other))
-        return wrong(why, "%s: %s", other, strerror(errno));
-    if (our_check(other, QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS) != 0 || qemu_check(report, other) != 0)
-        return wrong(why, "repaired by us it is not clean, see %s", report);
+        return wrong(why, "mended by QEMU it is not clean, see %s", report);
     if (!look_ourselves(judge, other, at, false, false, why))
         return false;
 
     if (!copy(path, other))
         return wrong(why, "%s: %s", other, strerror(errno));
-    if (version >= 3 &&
-        !look_ourselves(judge, other, at, true, false, why)) /* the dirty bit has it repaired */
+    if (our_check(other, QCOW2_FIX_LEAKS) != 0 || qemu_check(report, other) != 0)
+        return wrong(why, "mended by us it is not clean, see %s", report);
+    if (!look_ourselves(judge, other, at, false, false, why))
         return false;
-    if (!look_ourselves(judge, other, at, true, true, why))
+
+    if (!copy(path, other))
+        return wrong(why, "%s: %s", other, strerror(errno));
+    if (!look_ourselves(judge, other, at, true, false, why) ||
+        !look_ourselves(judge, other, at, true, true, why))
         return false;
     int status = qemu_check(report, other);
-    if (version >= 3 && status != 0 && status != 3)
-        return wrong(why, "opened, repaired and written to, qemu-img check exits with %d, see %s", status,
-                     report);
+    if (status != 0 && status != 3)
+        return wrong(why, "opened and written to, qemu-img check exits with %d, see %s", status, report);
     return true;
 }
 
@@ -340,17 +308,9 @@ bool crash_judge_state(struct crash_judge *judge, uint32_t at, bool is_new, bool
             return wrong(why, "qemu-img check exits with %d, ours would with %d, see %s", status, ours,
                          report);
         judge->leaking += status == 3;
-        if (status == 2 && judge->workload->snapshots && only_copied_flags(report)) {
-            unsigned version;
-            bool dirty = is_dirty(path, &version);
-            if (version >= 3 && !dirty)
-                return wrong(why, "COPIED flags are wrong and the dirty bit is not set, see %s", report);
-            if (!repairs(judge, path, at, version, why))
-                return false;
-        } else if (status != 0 && status != 3) {
+        if (status != 0 && status != 3)
             return wrong(why, "qemu-img check exits with %d, see %s", status, report);
-        }
     }
     return look_ourselves(judge, path, at, false, false, why) &&
-           (!deep || read_by_qemu(judge, path, at, why));
+           (!deep || (read_by_qemu(judge, path, at, why) && goes_on(judge, path, at, why)));
 }

@@ -1,15 +1,12 @@
 /*
  * Judging the image that a power loss left: what is run on each state, and when it counts as sound.
  *
- *   on every state         we open it, read all of it, and every sector holds what it may (crash_model.h); so
- * does every snapshot, none is missing and none has come back if its bytes are new   qemu-img check opens it
- * and finds leaks at most; our check says the same as it does on every DEEP one      QEMU reads all of it
- * too, with the same result
- *
- * An image whose snapshots were being changed may have COPIED flags that do not agree with refcounts, and
- * nothing else: in version 3 its dirty bit is set then. Such a state is repaired twice, by QEMU and by us;
- * both results have to be clean and hold the data. Version 2 has no such bit, so whoever opens the image
- * writes to it as it is: then we do that too, all over the disk, and the snapshots have to be what they were.
+ * On every state: we open it, read all of it, and every sector holds what it may (crash_model.h); so does
+ * every snapshot, none is missing and none has come back. If its bytes are new, qemu-img check opens it and
+ * finds leaks at most, and our check says the same as it does. On every DEEP one QEMU reads all of it too,
+ * with the same result; its leaks are mended by QEMU and by us, each time to a clean image with the same
+ * data; and it is written to all over the disk, after which qemu-img check finds leaks at most and the
+ * snapshots are what they were.
  */
 #ifndef RINGSIDE_TESTS_CRASH_JUDGE_H
 #define RINGSIDE_TESTS_CRASH_JUDGE_H
@@ -27,7 +24,7 @@ struct crash_judge {
     const struct crash_model *model;
     uint64_t first_hash; /* of the disk when the log began */
     /* counted */
-    uint64_t checked, leaking, read_by_qemu, repaired;
+    uint64_t checked, leaking, read_by_qemu, mended;
 };
 
 /* False: WHY says what is wrong with DIR/state, left by a power loss right before event AT. Not inside a

@@ -215,11 +215,11 @@ static bool run(const struct crash_workload *w, const struct options *options)
     if (good)
         printf(
             "%s: %zu states (%llu looked at), seeds %llu to %llu, %ld s; qemu-img check on %llu, %llu leak, "
-            "%llu repaired, %llu read by QEMU: all well\n",
+            "%llu mended, %llu read by QEMU: all well\n",
             w->name, x.seen.count, (unsigned long long)x.looked_at, (unsigned long long)options->seed,
             (unsigned long long)x.seed - 1, (long)(now.tv_sec - then.tv_sec),
             (unsigned long long)x.judge.checked, (unsigned long long)x.judge.leaking,
-            (unsigned long long)x.judge.repaired, (unsigned long long)x.judge.read_by_qemu);
+            (unsigned long long)x.judge.mended, (unsigned long long)x.judge.read_by_qemu);
     fflush(stdout);
     free(x.seen.slots);
     return good;
