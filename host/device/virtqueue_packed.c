@@ -211,9 +211,15 @@ bool virtqueue_packed_publish(struct virtqueue *vq)
 bool virtqueue_packed_needs_interrupt(struct virtqueue *vq)
 {
     uint32_t since = vq->since_signal;
+    bool wrap = vq->ring.used_wrap;
     uint16_t flags, off_wrap;
-    int new_idx, old_idx, event;
+    int new_idx = vq->ring.used_idx, old_idx, event;
 
+    /* What was pushed behind the last publish is none of the driver's business yet. */
+    if (vq->ring.pending) {
+        new_idx = vq->ring.first_slot;
+        wrap = vq->ring.first_flags & VIRTQ_DESC_F_USED;
+    }
     /* Full barrier between the used descriptors' flags and the driver's event structure; pairs with the
      * driver's, between its store to that structure and its last look at the ring (2.8.22). */
     virtq_full_barrier();
@@ -225,10 +231,9 @@ bool virtqueue_packed_needs_interrupt(struct virtqueue *vq)
     if (flags != VIRTQ_PACKED_EVENT_DESC || !vq->event_idx)
         return true;
     off_wrap = le16_load(&vq->ring.driver->off_wrap);
-    new_idx = vq->ring.used_idx;
     event = off_wrap & 0x7fff;
     /* Places counted so that those of this lap are not negative: the event of another lap is one lap back. */
-    if ((off_wrap >> 15) != vq->ring.used_wrap)
+    if ((off_wrap >> 15) != wrap)
         event -= vq->size;
     if (since >= 2u * vq->size)
         return true;

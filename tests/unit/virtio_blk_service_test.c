@@ -443,6 +443,35 @@ static void interrupts_that_wait_do_not_come_early(void **state)
     rig_fini();
 }
 
+static void release_one(void *opaque)
+{
+    fake_release(0);
+}
+
+/* The time is over in the very turn in which another one ends: the driver waits for the first. */
+static void what_ends_in_the_same_turn_hides_no_interrupt(void **state)
+{
+    struct loop_bh bh = {.fn = release_one};
+
+    start(state, (struct rig_options){.features =
+                                          VIRTIO_BIT(VIRTIO_F_EVENT_IDX) | VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC),
+                                      .device = {.coalesce_count = 100, .coalesce_ns = 20000000}});
+    sleep_until(*state, 0);
+    fake.hold = true;
+    for (unsigned i = 0; i < 2; i++)
+        rig_request(0, VIRTIO_BLK_T_IN, i * 8, rig_alloc(512, 512), 512, true);
+    rig_kick(0);
+    fake_release(0);
+    rig_settle();
+    usleep(25000);
+    bh.loop = rig.loop;
+    loop_bh_schedule(&bh);
+    rig_settle();
+    assert_int_equal(rig.interrupts[0], 1);
+    assert_int_equal(used(), 2);
+    rig_fini();
+}
+
 static void a_stop_delivers_what_was_put_off(void **state)
 {
     start(state, (struct rig_options){.device = {.coalesce_count = 100, .coalesce_ns = 3600000000000}});
@@ -573,6 +602,7 @@ int main(void)
         BOTH(a_driver_that_names_no_entry_is_told_once),
         BOTH(interrupts_wait_for_count_or_time),
         BOTH(interrupts_that_wait_do_not_come_early),
+        BOTH(what_ends_in_the_same_turn_hides_no_interrupt),
         BOTH(a_stop_delivers_what_was_put_off),
         BOTH(checklist_331_lifetime),
         BOTH(memory_cut_short_breaks_the_ring),

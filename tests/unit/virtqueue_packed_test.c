@@ -343,6 +343,29 @@ static void checklist_129_the_event_window_is_safe_against_wrapping(void **state
                 }
 }
 
+/* 129: what was pushed and is not published yet does not move the window: every old place, with one to four
+ * behind the one that was shown. */
+static void checklist_129_the_window_ends_where_the_driver_can_see(void **state)
+{
+    for (unsigned old = 0; old < 16; old++)
+        for (unsigned more = 1; more < 5; more++) {
+            uint16_t used = (uint16_t)(old % 8 | (old < 8 ? 0x8000 : 0));
+
+            assert_int_equal(start(8, used, used), 0);
+            ring->driver->flags = le16_put(VIRTQ_PACKED_EVENT_DESC);
+            ring->driver->off_wrap = le16_put(used);
+            vq.ring.in_flight = 1 + more;
+            virtqueue_push(&vq, 0, 0, 1, 1);
+            virtqueue_publish(&vq);
+            for (unsigned i = 0; i < more; i++)
+                virtqueue_push(&vq, 0, 0, 1, 1);
+            if (!virtqueue_needs_interrupt(&vq))
+                fail_msg("old %u, %u more", old, more);
+            virtqueue_publish(&vq);
+            assert_false(virtqueue_needs_interrupt(&vq));
+        }
+}
+
 /* 124: 3 is reserved, and DESC needs EVENT_IDX: the safe side is to interrupt. */
 static void checklist_124_event_flags(void **state)
 {
@@ -409,6 +432,7 @@ int main(void)
         FULL(a_list_without_an_end_does_not_spin),
         FULL(places_in_flight_are_not_taken_twice),
         FULL(checklist_129_the_event_window_is_safe_against_wrapping),
+        FULL(checklist_129_the_window_ends_where_the_driver_can_see),
         PLAIN(checklist_124_event_flags),
         FULL(notifications_are_asked_for_in_the_device_area),
         PLAIN(notifications_are_asked_for_in_the_device_area),
