@@ -6,6 +6,13 @@
 #include <errno.h>
 #include <stdbool.h>
 
+#include "host/runtime/co_lock.h"
+
+/* Coroutines end all the time, so one can be had soon. If all there are wait here, somebody has to give up.
+ */
+#define RETRY_NS    1000000u
+#define RETRIES_MAX 5000u
+
 struct fresh_call {
     int coroutine_fn (*fn)(void *arg);
     void *arg;
@@ -27,6 +34,10 @@ int coroutine_fn fresh_stack_call(int coroutine_fn (*fn)(void *arg), void *arg)
 {
     struct fresh_call call = {fn, arg, 0, false, NULL};
     struct coroutine *co = co_create(fresh_call_entry, &call);
+    for (unsigned i = 0; !co && i < RETRIES_MAX; i++) {
+        co_sleep_ns(RETRY_NS);
+        co = co_create(fresh_call_entry, &call);
+    }
     if (!co)
         return -ENOMEM;
     co_enter(co);

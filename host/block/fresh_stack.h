@@ -7,8 +7,8 @@
 
 #include "host/runtime/coroutine.h"
 
-/* Runs FN(ARG) in a new coroutine on this loop, waits for it and returns its result; -ENOMEM if no coroutine
- * could be had. */
+/* Runs FN(ARG) in a new coroutine on this loop, waits for it and returns its result. While no coroutine can
+ * be had it waits for one, some seconds at most: then -ENOMEM. */
 int coroutine_fn fresh_stack_call(int coroutine_fn (*fn)(void *arg), void *arg);
 
 #endif

@@ -202,10 +202,29 @@ static uint64_t step_ahead(const struct qcow2 *s)
     return min_u64(max_u64(s->file_bytes / 3, 4u << 20), 256u << 20);
 }
 
+/* Clusters are allocated next to each other, so the file grows by little at a time. Refcounts that say that
+ * all of some TiB behind its end is in use are a damaged image's (leaked clusters, at best): the file does
+ * not follow them. */
+static bool too_far(const struct qcow2 *s, uint64_t bytes)
+{
+    return bytes / 2 > s->file_bytes + (2ull << 30);
+}
+
 int coroutine_fn qcow2_co_extend_file(struct qcow2 *s, uint64_t bytes)
 {
     int ret = 0;
     qcow2_lock(s);
+    if (too_far(s, bytes)) {
+        bool said = s->said_too_far;
+        s->said_too_far = true;
+        qcow2_unlock(s);
+        if (!said)
+            log_message(
+                "%s: the refcounts say that everything from the end of the file, at byte %llu, up to byte "
+                "%llu is in use: nothing more is allocated (mend it with ringside-img check -r leaks)",
+                s->node->filename, (unsigned long long)s->file_bytes, (unsigned long long)bytes);
+        return -EFBIG;
+    }
     while (ret == 0 && s->file_bytes < bytes) {
         if (s->extending) {
             co_queue_wait(&s->extend_waiters, &s->lock);

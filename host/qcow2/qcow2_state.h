@@ -202,7 +202,7 @@ struct qcow2 {
     uint64_t fresh_from;    /* bytes: from here on the file was never written, and reads as zeroes */
     uint64_t file_bytes;    /* length of the image file */
     uint64_t compressed_at; /* bytes: where the next compressed cluster may go on; 0: nowhere */
-    bool extending;
+    bool extending, said_too_far;
     struct co_queue extend_waiters;
     struct qcow2_alloc *allocs;
     struct qcow2_overlap_map overlap;

@@ -206,17 +206,23 @@ void table_cache_write_begin(struct table_cache *cache, uint32_t slot)
     table_cache_clear_dirty(cache, slot);
 }
 
-void table_cache_write_end(struct table_cache *cache, uint32_t slot, bool ok)
+void table_cache_write_end(struct table_cache *cache, uint32_t slot)
 {
-    if (!ok)
-        table_cache_set_dirty(cache, slot, 0);
     if (cache->shadows) {
         struct table_cache_shadow *shadow = &cache->shadows[slot];
-        if (ok) {
-            shadow->on_disk = shadow->in_flight;
-            set_marks(cache, slot, shadow->marks & ~TABLE_CACHE_WRITING);
-        } /* else both may be in the file: the mark stays until it has been written */
+        shadow->on_disk = shadow->in_flight;
+        set_marks(cache, slot, shadow->marks & ~TABLE_CACHE_WRITING);
     }
+    cache->slots[slot].writing = false;
+}
+
+void table_cache_write_failed(struct table_cache *cache, uint32_t slot, const uint64_t *words)
+{
+    table_cache_set_dirty(cache, slot, 0);
+    if (cache->shadows && words) {
+        cache->shadows[slot].on_disk = table_cache_hash(words, cache->slice_words);
+        set_marks(cache, slot, cache->shadows[slot].marks & ~TABLE_CACHE_WRITING);
+    } /* else it may be in the file, or what was there before: the mark stays until it has been written */
     cache->slots[slot].writing = false;
 }
 

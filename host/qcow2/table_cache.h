@@ -146,10 +146,11 @@ static inline void table_cache_store(uint64_t *word, uint64_t value)
 
 void table_cache_set_dirty(struct table_cache *cache, uint32_t slot, uint64_t gen);
 void table_cache_clear_dirty(struct table_cache *cache, uint32_t slot);
-/* The slot's words, dirty until now, were copied and are being written; and have been. OK false: they are
- * dirty again. */
+/* The slot's words, dirty until now, were copied and are being written; and have been. */
 void table_cache_write_begin(struct table_cache *cache, uint32_t slot);
-void table_cache_write_end(struct table_cache *cache, uint32_t slot, bool ok);
+void table_cache_write_end(struct table_cache *cache, uint32_t slot);
+/* Or not: they are dirty again. WORDS: what is in the file now, as far as that can be read; else NULL. */
+void table_cache_write_failed(struct table_cache *cache, uint32_t slot, const uint64_t *words);
 
 /* Forgets slices with FIRST <= key < END, dirty or not; none of them may be loading or being written. */
 void table_cache_forget(struct table_cache *cache, uint64_t first, uint64_t end);

@@ -175,21 +175,47 @@ static int coroutine_fn co_write_round(struct round *round)
     return task_pool_wait_all(&pool);
 }
 
+/* After a write that failed the file may hold any part of it. For the process that comes after this one,
+ * should it be killed, what is there is read (survivor.h); NULL: it cannot be, or nobody wants to know. */
+static const uint64_t *coroutine_fn co_read_piece(struct qcow2 *s, const struct piece *piece)
+{
+    uint64_t *words = (uint64_t *)(void *)(s->wb_buffer + piece->at);
+    if (piece->slot < 0 || !piece->cache->shadows ||
+        node_co_pread(s->node->file, piece->host, words, piece->bytes) < 0)
+        return NULL;
+    for (uint32_t w = 0; piece->cache == &s->l2 && w < piece->bytes / 8; w++)
+        words[w] = WIRE_BE64(words[w]);
+    return words;
+}
+
+static void coroutine_fn co_take_back(struct qcow2 *s, struct piece *piece)
+{
+    const uint64_t *words = co_read_piece(s, piece);
+    qcow2_lock(s);
+    if (piece->slot >= 0) {
+        table_cache_write_failed(piece->cache, (uint32_t)piece->slot, words);
+    } else if (!*piece->dirty) {
+        *piece->dirty = 1;
+        (*piece->nb_dirty)++;
+    }
+    qcow2_unlock(s);
+}
+
 /* The pieces of a round have been written, or not: then they are dirty again. */
 static void coroutine_fn co_end_round(struct round *round, int ret)
 {
     struct qcow2 *s = round->s;
-    qcow2_lock(s);
-    for (unsigned i = 0; i < round->count; i++) {
-        struct piece *piece = &round->pieces[i];
-        if (piece->slot >= 0) {
-            table_cache_write_end(piece->cache, (uint32_t)piece->slot, ret == 0);
-        } else if (ret < 0 && !*piece->dirty) {
-            *piece->dirty = 1;
-            (*piece->nb_dirty)++;
+    if (ret == 0) {
+        qcow2_lock(s);
+        for (unsigned i = 0; i < round->count; i++) {
+            if (round->pieces[i].slot >= 0)
+                table_cache_write_end(round->pieces[i].cache, (uint32_t)round->pieces[i].slot);
         }
+        qcow2_unlock(s);
+    } else {
+        for (unsigned i = 0; i < round->count; i++)
+            co_take_back(s, &round->pieces[i]);
     }
-    qcow2_unlock(s);
     round->count = 0;
     round->used = 0;
 }

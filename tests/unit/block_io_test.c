@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/block/fresh_stack.h"
 #include "host/block/node.h"
 #include "host/runtime/iothread.h"
 #include "host/runtime/loop.h"
@@ -636,6 +637,36 @@ static void loops_share_a_node_without_losing_bytes(void **state)
     disk_down();
 }
 
+/* ---- calls on a stack of their own ---- */
+
+static void coroutine_fn short_sleep(void *arg)
+{
+    co_sleep_ns(20000000);
+}
+
+static int coroutine_fn answer(void *arg)
+{
+    return 42;
+}
+
+static void coroutine_fn calls_without_a_stack(void *arg)
+{
+    struct co_pool_stats stats;
+    struct coroutine *co;
+    co_pool_drain_thread();
+    co_pool_stats(&stats);
+    co_pool_set_limit(stats.allocated + 2);
+    while ((co = co_create(short_sleep, NULL)))
+        co_enter(co);
+    assert_int_equal(fresh_stack_call(answer, NULL), 42);
+    co_pool_set_limit(stats.limit);
+}
+
+static void a_call_waits_until_there_is_a_stack_for_it(void **state)
+{
+    assert_int_equal(loop_run_coroutine(loop_current(), calls_without_a_stack, NULL), 0);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -665,6 +696,7 @@ int main(void)
         CASE(a_read_only_node_is_not_changed),
         CASE(errors_of_the_driver_come_back_unchanged),
         CASE(loops_share_a_node_without_losing_bytes),
+        CASE(a_call_waits_until_there_is_a_stack_for_it),
     };
     return cmocka_run_group_tests_name("generic I/O on a node", tests, NULL, NULL);
 }

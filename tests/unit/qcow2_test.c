@@ -541,6 +541,27 @@ static void a_discard_frees_no_metadata_and_no_foreign_cluster(void **state) /* 
         in_coroutine(discard_bad_entry_body);
 }
 
+static void far_body(void *arg)
+{
+    char buf[512] = {0};
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .refcount_bits = 1});
+    assert_int_equal(open_image(), 0);
+    uint64_t block = q->reftable[0], length = disk.length;
+    assert_int_equal(node_co_close(node), 0);
+    memset(disk.data + block, 0xff, 65536); /* 32 GiB of clusters */
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(node_co_pwrite(node, 0, buf, 512, 0), -EFBIG);
+    assert_int_equal(disk.length, length);
+    assert_int_equal(node_co_pread(node, 0, buf, 512), 0);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void the_file_does_not_follow_refcounts_of_what_is_not_there(void **state)
+{
+    in_coroutine(far_body);
+}
+
 static void every_update_fails(void **state)
 {
     failing_options = (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 512};
@@ -567,6 +588,7 @@ int main(void)
         cmocka_unit_test(contiguous_clusters_are_one_read),
         cmocka_unit_test(a_failed_fsync_stays_failed),
         cmocka_unit_test(a_discard_frees_no_metadata_and_no_foreign_cluster),
+        cmocka_unit_test(the_file_does_not_follow_refcounts_of_what_is_not_there),
         cmocka_unit_test(every_update_fails),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

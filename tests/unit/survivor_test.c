@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host/block/inject.h"
 #include "host/block/node.h"
 #include "host/qcow2/qcow2_state.h"
 #include "host/runtime/loop.h"
@@ -24,7 +26,7 @@
 
 static char dir[] = "/tmp/survivor_test.XXXXXX";
 static char image[64];
-static bool survives;
+static bool survives, injects;
 static uint8_t seen;
 
 static void check(bool ok, const char *what)
@@ -37,7 +39,9 @@ static void check(bool ok, const char *what)
 
 static struct node *co_open(void)
 {
-    struct open_options options = {.format = "qcow2", .survive_dir = survives ? dir : NULL};
+    struct open_options options = {.format = "qcow2",
+                                   .survive_dir = survives ? dir : NULL,
+                                   .inject = injects ? "read,skip=1000000" : NULL};
     struct node *node = NULL;
     struct error err = {""};
 
@@ -45,25 +49,35 @@ static struct node *co_open(void)
     return node;
 }
 
-static void co_write(struct node *node, int fill)
+static void co_write_at(struct node *node, uint64_t offset, int fill)
 {
     uint8_t *buffer = node_buffer(node, CLUSTER);
 
     memset(buffer, fill, CLUSTER);
-    check(node_co_pwrite(node, 0, buffer, CLUSTER, 0) == 0, "writing");
+    check(node_co_pwrite(node, offset, buffer, CLUSTER, 0) == 0, "writing");
     free(buffer);
 }
 
-static uint8_t co_read(struct node *node)
+static void co_write(struct node *node, int fill)
+{
+    co_write_at(node, 0, fill);
+}
+
+static uint8_t co_read_at(struct node *node, uint64_t offset)
 {
     uint8_t *buffer = node_buffer(node, CLUSTER), first;
 
-    check(node_co_pread(node, 0, buffer, CLUSTER) == 0, "reading");
+    check(node_co_pread(node, offset, buffer, CLUSTER) == 0, "reading");
     first = buffer[0];
     for (unsigned i = 0; i < CLUSTER; i++)
         check(buffer[i] == first, "one value in all of the cluster");
     free(buffer);
     return first;
+}
+
+static uint8_t co_read(struct node *node)
+{
+    return co_read_at(node, 0);
 }
 
 static void creates(void *arg)
@@ -114,9 +128,39 @@ static void allocates_and_dies(void *arg)
                              s->reftable[key >> s->ref_slices_bits] + in_block * s->ref.slice_bytes,
                              table_cache_words(&s->ref, slot), s->ref.slice_bytes, 0) == 0,
               "writing refcounts");
-        table_cache_write_end(&s->ref, slot, true);
+        table_cache_write_end(&s->ref, slot);
     }
     _exit(0);
+}
+
+/* Two mappings, of which a write that fails brings one into the file; then a third is made. */
+static void fails_half_way_and_dies(void *arg)
+{
+    injects = true;
+    struct node *node = co_open();
+    struct qcow2 *s = qcow2_state(node);
+    struct error err = {""};
+    char rule[100];
+
+    co_write(node, 'a');
+    check(node_co_flush(node) == 0, "flushing");
+    co_write_at(node, CLUSTER, 'b');
+    co_write_at(node, 63 * CLUSTER, 'c');
+    snprintf(rule, sizeof(rule), "write,at=%llu+65536,mode=short,bytes=256",
+             (unsigned long long)(s->l1[0] & QCOW2_L1_OFFSET_MASK));
+    check(inject_add(node->file, rule, &err) == 0, err.text);
+    check(node_co_flush(node) == -EIO, "failing");
+    co_write_at(node, 32 * CLUSTER, 'd');
+    _exit(0);
+}
+
+static void looks_at_four(void *arg)
+{
+    struct node *node = co_open();
+
+    seen = co_read_at(node, 0) == 'a' && co_read_at(node, CLUSTER) == 'b' &&
+           co_read_at(node, 63 * CLUSTER) == 'c' && co_read_at(node, 32 * CLUSTER) == 'd';
+    check(node_co_close(node) == 0, "closing");
 }
 
 static void mends_leaks(void *arg)
@@ -236,6 +280,13 @@ static void an_allocation_outlives_its_process(void **state)
     assert_int_equal(run(checks, false), 0);
 }
 
+static void a_write_that_failed_half_way_costs_nothing(void **state)
+{
+    run(fails_half_way_and_dies, true);
+    assert_int_equal(run(looks_at_four, true), 1);
+    assert_int_equal(run(checks, false), 0);
+}
+
 /* Within the seconds in which the file's time proves nothing. */
 static void it_does_not_refer_to_what_was_mended_as_a_leak(void **state)
 {
@@ -252,6 +303,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(it_does_not_take_what_somebody_wrote_since, begin, end),
         cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
         cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
+        cmocka_unit_test_setup_teardown(a_write_that_failed_half_way_costs_nothing, begin, end),
         cmocka_unit_test_setup_teardown(it_does_not_refer_to_what_was_mended_as_a_leak, begin, end),
     };
 
