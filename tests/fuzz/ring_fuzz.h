@@ -2,7 +2,8 @@
  * A driver made of fuzzer's input against the device's side of a ring: descriptors, tables, indexes, events
  * and inflight regions of any content, kicks at any time, completions in any order, stops and starts. The
  * block layer (tests/unit/device_rig.h) holds the device to its word: what it submits is inside the disk and
- * points into guest memory; at the end nothing is left in flight.
+ * points into guest memory; at the end nothing is left in flight. As long as the driver has kept to the
+ * rules, what it finds used is held against what it made available.
  *
  * The including file defines RING_FEATURES, the bits that all of its inputs have.
  */
@@ -13,6 +14,7 @@
 #include "tests/unit/device_rig.h"
 
 #define FUZZ_SIZE   16u
+#define FUZZ_ZONE   512u /* sectors */
 #define TABLE_SLOTS 64u
 #define DATA_BYTES  16384u
 
@@ -22,6 +24,7 @@ static struct {
 } input;
 
 static uint64_t table, data, region;
+static bool honest; /* the ring is as the driver of device_rig.h made it */
 
 static uint64_t take(unsigned bytes)
 {
@@ -78,20 +81,93 @@ static void put_descriptor(uint64_t at)
     memcpy(to + (rig.queues[0].packed ? 12 : 14), &other, 2);
 }
 
-/* A list that is as it should be, so that the way inside is found soon. */
+static const struct request_kind {
+    uint32_t type;
+    bool writable; /* data, if any */
+    bool ranges;
+} kinds[] = {
+    {VIRTIO_BLK_T_IN, true, false},
+    {VIRTIO_BLK_T_OUT, false, false},
+    {VIRTIO_BLK_T_FLUSH, false, false},
+    {VIRTIO_BLK_T_GET_ID, true, false},
+    {VIRTIO_BLK_T_GET_LIFETIME, true, false},
+    {VIRTIO_BLK_T_DISCARD, false, true},
+    {VIRTIO_BLK_T_WRITE_ZEROES, false, true},
+    {VIRTIO_BLK_T_SECURE_ERASE, false, true},
+    {VIRTIO_BLK_T_ZONE_APPEND, false, false},
+    {VIRTIO_BLK_T_ZONE_REPORT, true, false},
+    {VIRTIO_BLK_T_ZONE_OPEN, false, false},
+    {VIRTIO_BLK_T_ZONE_CLOSE, false, false},
+    {VIRTIO_BLK_T_ZONE_FINISH, false, false},
+    {VIRTIO_BLK_T_ZONE_RESET, false, false},
+    {VIRTIO_BLK_T_ZONE_RESET_ALL, false, false},
+};
+
+#define KINDS (sizeof(kinds) / sizeof(kinds[0]))
+
+/* Ranges that the device may well take */
+static uint32_t put_ranges(uint64_t at)
+{
+    struct virtio_blk_range *list = ptr(at);
+    uint32_t count = (uint32_t)take(1) % 34;
+
+    for (uint32_t i = 0; i < count; i++)
+        list[i] = (struct virtio_blk_range){le64_put(take(2)), le32_put((uint32_t)take(1)),
+                                            le32_put(take(1) % 8 == 0 ? (uint32_t)take(1) : 0)};
+    return count * 16;
+}
+
+/* A list that is as it should be, or nearly, so that the way inside is found soon: any type, data in up to
+ * three pieces, a trailer where there is one. */
 static void put_request(void)
 {
-    uint64_t at = data + take(1) * 32;
+    const struct request_kind *kind = &kinds[take(1) % KINDS];
+    uint64_t at = data + take(1) * 32, to = data + 8192;
     struct virtio_blk_req_header *header = ptr(at);
-    struct seg segs[3] = {
-        {at, 16, false}, {data + 8192, take_len() % 8192, take(1) & 1}, {data + take(2) % 8192, 1, true}};
+    struct seg segs[5] = {{at, 16, false}};
+    uint32_t bytes = kind->ranges ? put_ranges(to) : (uint32_t)take(1) % 16 * 512;
+    uint8_t twist = (uint8_t)take(1), cut = (uint8_t)take(1);
+    unsigned direct, n = 1, pieces = bytes == 0 ? 0 : 1 + (cut & 3) % 3;
 
-    if (!rig_room(0, 3))
+    for (unsigned i = 0; i < pieces; i++) {
+        uint32_t len = i + 1 == pieces ? bytes : bytes * (cut >> 2) / 128;
+
+        segs[n++] = (struct seg){to, len, kind->writable};
+        to += len;
+        bytes -= len;
+    }
+    segs[n++] = (struct seg){data + take(2) % 8000, kind->type == VIRTIO_BLK_T_ZONE_APPEND ? 9 : 1, true};
+    if (twist < 32) {
+        honest = false; /* what it writes may lie in the tables of others */
+        segs[twist % n].len = take_len() % 8192;
+    } else if (twist < 40) {
+        segs[twist % n].write ^= true;
+    }
+    if (!rig_room(0, n))
         return;
-    header->type = le32_put((uint32_t)take(1) % 32);
-    header->sector = le64_put(take(2));
-    rig_add_mixed(0, segs, 3, (unsigned)take(1) % 4);
+    header->type = le32_put(twist == 40 ? (uint32_t)take(4) : kind->type);
+    header->sector = le64_put(twist == 41 ? take(8) : take(1) & 1 ? take(2) : take(1) % 16 * FUZZ_ZONE);
+    direct = (unsigned)take(1) % (n + 1);
+    honest &= rig.queues[0].indirect || direct == n;
+    rig_add_mixed(0, segs, n, direct);
     rig_publish(0);
+}
+
+/* Takes what is used. A driver that has lost its way makes available what may still be in flight. */
+static void take_used(void)
+{
+    struct rig_queue *queue = &rig.queues[0];
+    uint16_t id = 0;
+    uint32_t len;
+
+    if (honest) {
+        while (queue->in_flight > 0 && rig_used(0, &id, &len))
+            ;
+        return;
+    }
+    memset(queue->taken, 0, sizeof(queue->taken));
+    queue->order_head = queue->order_tail;
+    queue->in_flight = 0;
 }
 
 static void restart(void)
@@ -112,8 +188,11 @@ static void step(void)
 {
     struct rig_queue *queue = &rig.queues[0];
     uint64_t value;
+    unsigned kind = (unsigned)take(1) % 20;
 
-    switch (take(1) % 16) {
+    if (kind < 5 || kind == 12 || kind == 13)
+        honest = false;
+    switch (kind) {
     case 0:
     case 1:
         put_descriptor(queue->desc_addr.value + take(1) % FUZZ_SIZE * 16);
@@ -158,6 +237,10 @@ static void step(void)
     case 13:
         restart();
         break;
+    case 14:
+    case 15:
+        take_used();
+        break;
     default:
         put_request();
         break;
@@ -173,13 +256,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC) | VIRTIO_BIT(VIRTIO_F_EVENT_IDX) | VIRTIO_BIT(VIRTIO_F_IN_ORDER) |
         VIRTIO_BIT(VIRTIO_BLK_F_FLUSH) | VIRTIO_BIT(VIRTIO_BLK_F_DISCARD) |
         VIRTIO_BIT(VIRTIO_BLK_F_WRITE_ZEROES) | VIRTIO_BIT(VIRTIO_BLK_F_SECURE_ERASE) |
-        VIRTIO_BIT(VIRTIO_BLK_F_LIFETIME);
+        VIRTIO_BIT(VIRTIO_BLK_F_LIFETIME) | VIRTIO_BIT(VIRTIO_BLK_F_CONFIG_WCE);
 
     if (!ready) {
-        rig_init(&(struct rig_options){
+        struct rig_options options = {
             .features = RING_FEATURES,
             .no_start = true,
-            .device = {.request_merging = true, .discard = true, .secure_erase = true, .lifetime = true}});
+            .device = {.request_merging = true, .discard = true, .secure_erase = true, .lifetime = true}};
+
+        if (RING_FEATURES & VIRTIO_BIT(VIRTIO_BLK_F_ZONED))
+            options.device.zoned = (struct virtio_blk_zoned_options){.zone_sectors = FUZZ_ZONE,
+                                                                     .conventional_zones = 2,
+                                                                     .max_open_zones = 3,
+                                                                     .max_active_zones = 5,
+                                                                     .max_append_sectors = 8};
+        rig_init(&options);
         ready = true;
         mark = rig.low_used;
     }
@@ -188,11 +279,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     input.data = bytes;
     input.left = size;
     rig.features = RING_FEATURES | VIRTIO_BIT(VIRTIO_F_VERSION_1);
-    for (uint64_t bit = 0, pick = take(1); bit < 64; bit++)
+    for (uint64_t bit = 0, pick = take(2); bit < 64; bit++)
         if (optional >> bit & 1) {
             rig.features |= pick & 1 ? VIRTIO_BIT(bit) : 0;
             pick >>= 1;
         }
+    rig.features &= virtio_blk_device_features(rig.device);
     virtio_blk_reset(rig.device);
     assert(virtio_blk_set_features(rig.device, rig.features) == 0);
     fake.hold = false;
@@ -205,6 +297,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         rig.setup[0].inflight = ptr(region);
         rig.setup[0].inflight_bytes = ring_inflight_bytes(rig.queues[0].packed, FUZZ_SIZE);
     }
+    honest = true;
     rig_start(0);
     while (input.left > 0 && rig.low_used < LOW_BYTES - 65536)
         step();

@@ -5,8 +5,8 @@
 runs=20000
 [ -n "$long" ] && runs=20000000
 
-for ring in split packed; do
-    ok "$runs inputs for the $ring ring find nothing" \
+for ring in split packed zoned; do
+    ok "$runs inputs for the device's side of a ring ($ring) find nothing" \
         timeout 3000 "$RINGSIDE_BUILD/fuzz/${ring}_ring_fuzz" -runs=$runs -seed=1 -max_len=2048 -timeout=20 \
         -artifact_prefix="$tmp/"
 done
