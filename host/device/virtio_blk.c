@@ -142,7 +142,8 @@ struct virtio_blk *virtio_blk_create(struct blk *blk, const struct virtio_blk_op
     update_capacity(device);
     if (options->zoned.zone_sectors) {
         device->zoned = zoned_create(&options->zoned, device->capacity_sectors,
-                                     options->logical_block_size / VIRTIO_BLK_SECTOR_BYTES, err);
+                                     options->logical_block_size / VIRTIO_BLK_SECTOR_BYTES,
+                                     options->num_queues, options->queue_size_max, err);
         if (!device->zoned) {
             free(device->queues);
             free(device);

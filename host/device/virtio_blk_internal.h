@@ -43,6 +43,7 @@ struct virtio_blk_request {
     uint64_t offset, bytes; /* of data, bytes */
     uint64_t zero_bytes;    /* zoned: of an IN, behind the `bytes` that are read from the disk */
     uint64_t in_bytes;      /* writable bytes of the chain, status included */
+    uint64_t counter;       /* in the inflight region, of when it was taken */
     struct virtio_blk_request *merged_next; /* of the request that this one was merged into */
     uint32_t len;                           /* IN_ORDER: waits to be used with this length */
     unsigned niov;

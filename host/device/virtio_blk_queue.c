@@ -133,9 +133,16 @@ static int next_chain(struct virtio_blk_queue *queue, struct virtq_chain *chain)
 /* Writes down that REQUEST was taken; one that is taken up again stands there already. */
 static void note_taken(struct virtio_blk_queue *queue, struct virtio_blk_request *request, bool again)
 {
-    if (again)
-        request->entry = queue->inflight.requests[queue->resubmitted - 1].entry;
-    else if (queue->vq.packed)
+    const struct inflight_request *found;
+
+    if (again) {
+        found = &queue->inflight.requests[queue->resubmitted - 1];
+        request->entry = found->entry;
+        request->counter = found->counter;
+        return;
+    }
+    request->counter = queue->inflight.counter;
+    if (queue->vq.packed)
         request->entry = ring_inflight_packed_popped(&queue->inflight, request->num_descs);
     else
         ring_inflight_split_popped(&queue->inflight, request->entry = request->id);

@@ -143,6 +143,8 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
             return error_set(err, result, "queue %u: %s", index, why);
         queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
     }
+    if (device->zoned)
+        zoned_queue_starts(device->zoned, index, queue->inflight.requests, queue->inflight.num_requests);
     if (device->options.audit) {
         const struct audit_setup audit = {.line = device->options.audit,
                                           .opaque = device->options.audit_opaque,

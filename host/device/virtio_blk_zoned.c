@@ -64,6 +64,17 @@ bool virtio_blk_zoned_begin(struct virtio_blk_request *request)
 
 /* ---- ZONE_APPEND ---- */
 
+static struct zoned_ticket ticket_of(const struct virtio_blk_request *request)
+{
+    const struct virtio_blk_queue *queue = request->queue;
+
+    return (struct zoned_ticket){.queue = (uint16_t)queue->index,
+                                 .entry = request->entry,
+                                 .counter = request->counter,
+                                 .tracked = queue->track_inflight,
+                                 .again = request->again};
+}
+
 static void append_complete(struct blk_request *blk_request, int result)
 {
     struct virtio_blk_request *request = (struct virtio_blk_request *)blk_request;
@@ -77,6 +88,11 @@ static void append_complete(struct blk_request *blk_request, int result)
         return;
     zoned_write_end(queue->device->zoned, sectors_of(request->offset), sectors_of(request->bytes),
                     result == 0);
+    if (result < 0) {
+        struct zoned_ticket ticket = ticket_of(request);
+
+        zoned_append_failed(queue->device->zoned, &ticket);
+    }
     if (status == VIRTIO_BLK_S_OK) {
         sg_copy_in(sg_make(trailer, request->trailer_niov), &sector, sizeof(sector));
         if (queue->log.bits)
@@ -98,6 +114,7 @@ void virtio_blk_handle_append(struct virtio_blk_request *request, const struct v
 {
     struct virtio_blk_queue *queue = request->queue;
     uint64_t bytes = message->out_bytes, at = 0;
+    struct zoned_ticket ticket = ticket_of(request);
     struct sg trailer;
     uint8_t status;
 
@@ -108,7 +125,7 @@ void virtio_blk_handle_append(struct virtio_blk_request *request, const struct v
         virtio_blk_refuse(request, VIRTIO_BLK_S_IOERR);
         return;
     }
-    status = zoned_append_begin(queue->device->zoned, message->sector, sectors_of(bytes), &at);
+    status = zoned_append_begin(queue->device->zoned, message->sector, sectors_of(bytes), &ticket, &at);
     if (status != VIRTIO_BLK_S_OK) {
         virtio_blk_refuse(request, status);
         return;

@@ -1,8 +1,8 @@
 /*
  * Zones of an emulated host-managed disk (zoned.h).
  *
- * The state file: a header of 64 bytes, then 16 bytes for each zone, little-endian. Its content is checked
- * like any other file's before a number of it is used.
+ * The state file: a header of 64 bytes, then 16 bytes for each zone, then 32 bytes for each append that can
+ * be in flight, little-endian. Its content is checked like any other file's before a number of it is used.
  */
 #include "host/device/zoned.h"
 
@@ -24,13 +24,15 @@ struct state_header {
     char magic[16];
     le64 capacity;
     le32 zone_sectors, conventional_zones, num_zones, reserved;
-    uint8_t padding[24];
+    le32 place_queues, place_size; /* how the places of appends are laid out */
+    uint8_t padding[16];
 };
 
 struct state_zone {
     le64 wp;
     uint8_t state;
-    uint8_t padding[7];
+    uint8_t padding[3];
+    le32 resets;
 };
 
 _Static_assert(sizeof(struct state_header) == 64 && sizeof(struct state_zone) == 16,
@@ -39,6 +41,7 @@ _Static_assert(sizeof(struct state_header) == 64 && sizeof(struct state_zone) ==
 struct zone {
     uint64_t wp; /* with what has begun */
     uint8_t state;
+    bool touched; /* something was done to it since the start */
 };
 
 struct zoned {
@@ -49,6 +52,7 @@ struct zoned {
     uint32_t open, active; /* zones now; active: open or closed */
     struct zone *zones;
     struct state_zone *saved; /* in the mapping, or memory of our own without a file */
+    struct zoned_places places;
     void *mapping;
     size_t mapping_bytes;
 };
@@ -95,6 +99,7 @@ static void set_state(struct zoned *zoned, uint32_t index, uint8_t state)
 {
     set_state_for_now(zoned, index, state);
     zoned->saved[index].state = state;
+    zoned->zones[index].touched = true;
 }
 
 static void set_wp(struct zoned *zoned, uint32_t index, uint64_t wp)
@@ -135,7 +140,9 @@ static bool plausible(const struct zoned *zoned, uint32_t index, uint8_t state, 
     }
 }
 
-static int load(struct zoned *zoned, const struct state_header *header, const char *path, struct error *err)
+/* Is it the header of this disk's states? */
+static int check_header(const struct zoned *zoned, const struct state_header *header, const char *path,
+                        struct error *err)
 {
     if (memcmp(header->magic, STATE_MAGIC, sizeof(header->magic)) != 0)
         return error_set(err, -EINVAL, "%s: not a file of zone states (remove it to start with empty zones)",
@@ -149,6 +156,11 @@ static int load(struct zoned *zoned, const struct state_header *header, const ch
                          "(remove it to start with empty zones)",
                          path, le64_get(header->capacity), le32_get(header->zone_sectors),
                          le32_get(header->conventional_zones));
+    return 0;
+}
+
+static int load(struct zoned *zoned, const char *path, struct error *err)
+{
     for (uint32_t i = 0; i < zoned->num_zones; i++) {
         uint8_t state = zoned->saved[i].state;
         uint64_t wp = le64_get(zoned->saved[i].wp);
@@ -160,16 +172,137 @@ static int load(struct zoned *zoned, const struct state_header *header, const ch
             state = VIRTIO_BLK_ZS_FULL;
         set_state(zoned, i, state);
         zoned->zones[i].wp = wp;
+        zoned->zones[i].touched = false;
     }
     return 0;
+}
+
+/* Does PLACE belong to its zone as it is now? Then the zone is at *INDEX. */
+static bool place_holds(const struct zoned *zoned, const struct state_place *place, uint32_t *index)
+{
+    uint64_t sector = le64_get(place->sector), sectors = le32_get(place->sectors);
+    uint8_t state;
+
+    if (le64_get(place->counter_plus_1) == 0 || sectors == 0 || sector >= zoned->capacity)
+        return false;
+    *index = (uint32_t)(sector / zoned->zone_sectors);
+    state = zoned->saved[*index].state;
+    return !conventional(zoned, *index) && sectors <= zone_end(zoned, *index) - sector &&
+           (is_active(state) || state == VIRTIO_BLK_ZS_FULL) &&
+           le32_get(zoned->saved[*index].resets) == le32_get(place->resets);
+}
+
+/* The write pointers of zones that nothing was done to yet: behind what was written to an end, and behind the
+ * places of appends that may be taken up again. */
+static void settle_write_pointers(struct zoned *zoned)
+{
+    uint32_t index;
+
+    for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++) {
+        struct zone *zone = &zoned->zones[i];
+
+        if (zone->touched)
+            continue;
+        zone->wp = le64_get(zoned->saved[i].wp);
+        set_state_for_now(zoned, i, zoned->saved[i].state);
+    }
+    for (size_t i = 0; i < (size_t)zoned->places.queues * zoned->places.size; i++) {
+        const struct state_place *place = &zoned->places.table[i];
+        uint64_t end = le64_get(place->sector) + le32_get(place->sectors);
+
+        if (!place_holds(zoned, place, &index) || zoned->zones[index].touched)
+            continue;
+        if (end > zoned->zones[index].wp)
+            zoned->zones[index].wp = end;
+    }
+    for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++)
+        if (is_active(zoned->zones[i].state) && zoned->zones[i].wp == zone_end(zoned, i))
+            set_state_for_now(zoned, i, VIRTIO_BLK_ZS_FULL);
+}
+
+static size_t zones_bytes(const struct zoned *zoned)
+{
+    return sizeof(struct state_header) + (size_t)zoned->num_zones * sizeof(struct state_zone);
+}
+
+static size_t places_count(const struct zoned *zoned)
+{
+    return (size_t)zoned->places.queues * zoned->places.size;
+}
+
+#define PLACES_MAX ((size_t)VIRTIO_BLK_QUEUES_MAX * 32768u)
+
+/* Places that were laid out for other queues: *OLD, *NUM of them, to be freed. The file is left without any.
+ * A file whose layout is not as its header says (death while it was being made) has none. */
+static int take_old_places(const struct zoned *zoned, const struct state_header *header, int fd,
+                           uint64_t bytes, struct state_place **old, size_t *num)
+{
+    size_t there = (bytes - zones_bytes(zoned)) / sizeof(**old);
+    uint64_t said = (uint64_t)le32_get(header->place_queues) * le32_get(header->place_size);
+
+    if (said == there && le32_get(header->place_queues) == zoned->places.queues &&
+        le32_get(header->place_size) == zoned->places.size)
+        return 0;
+    if (said == there && there > 0) {
+        *old = malloc(there * sizeof(**old));
+        if (!*old)
+            return -ENOMEM;
+        *num = there;
+        if (pread(fd, *old, there * sizeof(**old), (off_t)zones_bytes(zoned)) !=
+            (ssize_t)(there * sizeof(**old)))
+            return -EIO;
+    }
+    return ftruncate(fd, (off_t)zones_bytes(zoned)) < 0 ? -errno : 0;
+}
+
+/* The file, empty or of this disk, brought to its size and mapped. */
+static int map_bytes(struct zoned *zoned, int fd)
+{
+    int result = -posix_fallocate(fd, 0, (off_t)zoned->mapping_bytes);
+
+    if (result < 0)
+        return result;
+    zoned->mapping = mmap(NULL, zoned->mapping_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (zoned->mapping == MAP_FAILED) {
+        zoned->mapping = NULL;
+        return -errno;
+    }
+    zoned->saved = (struct state_zone *)((struct state_header *)zoned->mapping + 1);
+    zoned->places.table = (struct state_place *)(zoned->saved + zoned->num_zones);
+    return 0;
+}
+
+static int load_state_file(struct zoned *zoned, int fd, uint64_t bytes, const char *path, struct error *err)
+{
+    struct state_header header;
+    struct state_place *old = NULL;
+    size_t num_old = 0;
+    int result;
+
+    if (bytes < zones_bytes(zoned) || bytes - zones_bytes(zoned) > PLACES_MAX * sizeof(struct state_place) ||
+        pread(fd, &header, sizeof(header), 0) != sizeof(header))
+        return error_set(err, -EINVAL,
+                         "%s: zone states of another disk, or cut short (%zu bytes are expected)", path,
+                         zoned->mapping_bytes);
+    result = check_header(zoned, &header, path, err);
+    if (result < 0)
+        return result;
+    result = take_old_places(zoned, &header, fd, bytes, &old, &num_old);
+    if (result == 0)
+        result = map_bytes(zoned, fd);
+    if (result < 0)
+        error_set(err, result, "%s: %s", path, strerror(-result));
+    for (size_t i = 0; result == 0 && i < num_old; i++)
+        places_take_over(&zoned->places, &old[i]);
+    free(old);
+    return result < 0 ? result : load(zoned, path, err);
 }
 
 static int map_state_file(struct zoned *zoned, const char *path, struct error *err)
 {
     struct state_header *header;
     struct stat st;
-    bool fresh;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int result, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
     if (fd < 0)
         return error_set(err, -errno, "%s: %s", path, strerror(errno));
@@ -177,41 +310,35 @@ static int map_state_file(struct zoned *zoned, const char *path, struct error *e
         close(fd);
         return error_set(err, -EINVAL, "%s: not a regular file", path);
     }
-    zoned->mapping_bytes = sizeof(*header) + (size_t)zoned->num_zones * sizeof(struct state_zone);
-    fresh = st.st_size == 0;
-    if (!fresh && (uint64_t)st.st_size != zoned->mapping_bytes) {
-        close(fd);
-        return error_set(err, -EINVAL,
-                         "%s: zone states of another disk, or cut short (%zu bytes are expected)", path,
-                         zoned->mapping_bytes);
+    zoned->mapping_bytes = zones_bytes(zoned) + places_count(zoned) * sizeof(struct state_place);
+    if (st.st_size > 0) {
+        result = load_state_file(zoned, fd, (uint64_t)st.st_size, path, err);
+    } else {
+        result = map_bytes(zoned, fd);
+        if (result < 0)
+            error_set(err, result, "%s: %s", path, strerror(-result));
     }
-    if (fresh && (errno = -posix_fallocate(fd, 0, (off_t)zoned->mapping_bytes)) < 0) {
-        int result = errno;
-
-        close(fd);
-        return error_set(err, result, "%s: %s", path, strerror(-result));
-    }
-    zoned->mapping = mmap(NULL, zoned->mapping_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
-    if (zoned->mapping == MAP_FAILED) {
-        zoned->mapping = NULL;
-        return error_set(err, -errno, "%s: %s", path, strerror(errno));
-    }
+    if (result < 0)
+        return result;
     header = zoned->mapping;
-    zoned->saved = (struct state_zone *)(header + 1);
-    if (!fresh)
-        return load(zoned, header, path, err);
-    start_empty(zoned);
-    header->capacity = le64_put(zoned->capacity);
-    header->zone_sectors = le32_put(zoned->zone_sectors);
-    header->conventional_zones = le32_put(zoned->conventional);
-    header->num_zones = le32_put(zoned->num_zones);
+    if (st.st_size == 0) {
+        start_empty(zoned);
+        header->capacity = le64_put(zoned->capacity);
+        header->zone_sectors = le32_put(zoned->zone_sectors);
+        header->conventional_zones = le32_put(zoned->conventional);
+        header->num_zones = le32_put(zoned->num_zones);
+    }
+    header->place_queues = le32_put(zoned->places.queues);
+    header->place_size = le32_put(zoned->places.size);
     memcpy(header->magic, STATE_MAGIC, sizeof(header->magic));
+    settle_write_pointers(zoned);
     return 0;
 }
 
 struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint64_t capacity,
-                           uint32_t block_sectors, struct error *err)
+                           uint32_t block_sectors, uint32_t num_queues, uint32_t queue_size,
+                           struct error *err)
 {
     struct zoned *zoned;
     uint64_t num_zones;
@@ -245,6 +372,8 @@ struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint6
     zoned->max_open = options->max_open_zones;
     zoned->max_active = options->max_active_zones;
     zoned->max_append = options->max_append_sectors;
+    zoned->places.queues = num_queues;
+    zoned->places.size = queue_size;
     zoned->zones = calloc(num_zones, sizeof(*zoned->zones));
     if (!zoned->zones)
         goto no_memory;
@@ -256,7 +385,8 @@ struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint6
         return zoned;
     }
     zoned->saved = calloc(num_zones, sizeof(*zoned->saved));
-    if (!zoned->saved)
+    zoned->places.table = calloc(places_count(zoned) + 1, sizeof(struct state_place));
+    if (!zoned->saved || !zoned->places.table)
         goto no_memory;
     start_empty(zoned);
     return zoned;
@@ -271,10 +401,12 @@ void zoned_destroy(struct zoned *zoned)
 {
     if (!zoned)
         return;
-    if (zoned->mapping)
+    if (zoned->mapping) {
         munmap(zoned->mapping, zoned->mapping_bytes);
-    else
+    } else {
         free(zoned->saved);
+        free(zoned->places.table);
+    }
     free(zoned->zones);
     free(zoned);
 }
@@ -320,6 +452,7 @@ static uint8_t begin_locked(struct zoned *zoned, uint32_t index, uint64_t sector
             return status;
         set_state(zoned, index, VIRTIO_BLK_ZS_IOPEN);
     }
+    zone->touched = true;
     zone->wp += sectors;
     if (zone->wp == end)
         set_state_for_now(zoned, index, VIRTIO_BLK_ZS_FULL);
@@ -359,10 +492,21 @@ uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors
     return status;
 }
 
-uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, uint64_t *at)
+void zoned_queue_starts(struct zoned *zoned, uint32_t queue, const struct inflight_request *requests,
+                        unsigned num)
 {
-    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    spin_lock(&zoned->guard);
+    if (places_keep(&zoned->places, queue, requests, num))
+        settle_write_pointers(zoned);
+    spin_unlock(&zoned->guard);
+}
+
+uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                           const struct zoned_ticket *ticket, uint64_t *at)
+{
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors), its_zone;
     uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    const struct state_place *place;
 
     if (zoned->max_append == 0)
         return VIRTIO_BLK_S_UNSUPP;
@@ -371,11 +515,30 @@ uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sector
     spin_lock(&zoned->guard);
     if (zoned->zones[index].state != VIRTIO_BLK_ZS_RDONLY &&
         zoned->zones[index].state != VIRTIO_BLK_ZS_OFFLINE) {
-        *at = zoned->zones[index].wp;
-        status = begin_locked(zoned, index, *at, sectors);
+        place = ticket->again ? places_find(&zoned->places, ticket) : NULL;
+        if (place && place_holds(zoned, place, &its_zone) && its_zone == index &&
+            le32_get(place->sectors) == sectors &&
+            le64_get(place->sector) + sectors <= zoned->zones[index].wp) {
+            *at = le64_get(place->sector);
+            status = VIRTIO_BLK_S_OK;
+            zoned->zones[index].touched = true;
+        } else {
+            *at = zoned->zones[index].wp;
+            status = begin_locked(zoned, index, *at, sectors);
+            if (status == VIRTIO_BLK_S_OK)
+                places_note(&zoned->places, ticket, *at, (uint32_t)sectors,
+                            le32_get(zoned->saved[index].resets));
+        }
     }
     spin_unlock(&zoned->guard);
     return status;
+}
+
+void zoned_append_failed(struct zoned *zoned, const struct zoned_ticket *ticket)
+{
+    spin_lock(&zoned->guard);
+    places_forget(&zoned->places, ticket);
+    spin_unlock(&zoned->guard);
 }
 
 void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool ok)
@@ -455,6 +618,8 @@ static uint8_t finish_locked(struct zoned *zoned, uint32_t index)
 
 static uint8_t reset_locked(struct zoned *zoned, uint32_t index)
 {
+    /* First: a place in what is being emptied must not count for the zone's next life. */
+    zoned->saved[index].resets = le32_put(le32_get(zoned->saved[index].resets) + 1);
     set_state(zoned, index, VIRTIO_BLK_ZS_EMPTY);
     set_wp(zoned, index, zone_start(zoned, index));
     return VIRTIO_BLK_S_OK;

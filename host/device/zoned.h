@@ -5,7 +5,8 @@
  * A write takes its place when it begins, so that the next one may follow before it has ended. What is kept
  * in the state file (mapped memory: it survives the death of the process; zoned_sync makes it survive the
  * machine's) is what was written to an end: a device that takes over sees no zone fuller than it is, and
- * takes up what was in flight again.
+ * takes up what was in flight again. Appends in flight are kept with their places (zoned_places.h), which
+ * stay theirs.
  *
  * Any thread; short spin sections inside. Sectors are of 512 bytes. Results are VIRTIO_BLK_S_... .
  */
@@ -17,21 +18,31 @@
 
 #include "common/virtio_blk.h"
 #include "host/device/virtio_blk.h"
+#include "host/device/zoned_places.h"
 #include "host/runtime/error.h"
 
 struct zoned;
 
-/* Zones over CAPACITY sectors as OPTIONS says; BLOCK_SECTORS: what writes are multiples of. NULL with ERR
- * set: impossible numbers, or a state file that is not of this disk or contradicts itself. */
+/* Zones over CAPACITY sectors as OPTIONS says; BLOCK_SECTORS: what writes are multiples of; appends come from
+ * NUM_QUEUES queues of at most QUEUE_SIZE. NULL with ERR set: impossible numbers, or a state file that is not
+ * of this disk or contradicts itself. */
 struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint64_t capacity,
-                           uint32_t block_sectors, struct error *err);
+                           uint32_t block_sectors, uint32_t num_queues, uint32_t queue_size,
+                           struct error *err);
 void zoned_destroy(struct zoned *zoned);
 
 /* A write of SECTORS at SECTOR begins. AGAIN: it began before a restart, and may be behind the write pointer.
  */
 uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool again);
-/* An append to the zone that begins at SECTOR: *AT is where it goes. */
-uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, uint64_t *at);
+/* QUEUE starts, with these requests in its inflight region: no other appends of its past will be taken up
+ * again. */
+void zoned_queue_starts(struct zoned *zoned, uint32_t queue, const struct inflight_request *requests,
+                        unsigned num);
+/* An append to the zone that begins at SECTOR: *AT is where it goes; taken up again, where it went before. */
+uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                           const struct zoned_ticket *ticket, uint64_t *at);
+/* It failed, and will be answered so: taken up again it would begin anew. After zoned_write_end. */
+void zoned_append_failed(struct zoned *zoned, const struct zoned_ticket *ticket);
 /* A write or append that began ended. */
 void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool ok);
 

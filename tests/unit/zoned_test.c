@@ -543,6 +543,256 @@ static void states_survive_a_restart(void **state)
     state_path[0] = 0;
 }
 
+/* ---- appends over a death ---- */
+
+struct append_in_flight {
+    uint64_t trailer;
+};
+
+static struct append_in_flight append_send(unsigned index, uint32_t sectors, uint8_t byte)
+{
+    uint64_t data = rig_alloc(sectors * 512, 512), trailer = rig_alloc(9, 1);
+    struct seg segs[3] = {{rig_header(VIRTIO_BLK_T_ZONE_APPEND, index * ZONE), 16, false},
+                          {data, sectors * 512, false},
+                          {trailer, 9, true}};
+
+    memset(ptr(data), byte, sectors * 512);
+    memset(ptr(trailer), 0xee, 9);
+    rig_add(0, segs, 3);
+    rig_kick(0);
+    return (struct append_in_flight){trailer};
+}
+
+static uint64_t append_place(struct append_in_flight append)
+{
+    le64 where;
+
+    assert_int_equal(rig_status(append.trailer + 8), OK);
+    memcpy(&where, ptr(append.trailer), 8);
+    return le64_get(where);
+}
+
+/* What is shared with the driver, and the file of states, at a moment */
+static struct moment {
+    uint8_t low[LOW_BYTES], file[64 + ZONES * 16 + 256 * 32];
+    uint64_t low_used;
+    struct rig_queue driver;
+} moment;
+
+static void keep_ring(void)
+{
+    memcpy(moment.low, rig.low, rig.low_used);
+    moment.low_used = rig.low_used;
+    moment.driver = rig.queues[0];
+}
+
+static void keep_file(void)
+{
+    int fd = open(state_path, O_RDONLY);
+
+    assert_int_equal(read(fd, moment.file, sizeof(moment.file)), sizeof(moment.file));
+    close(fd);
+}
+
+/* The device dies at the moments that were kept; what takes over serves the ring as it was then. */
+static void die_and_start(const struct rig_options *options)
+{
+    int fd;
+
+    rig_detach();
+    fake.hold = false;
+    fd = open(state_path, O_WRONLY);
+    assert_int_equal(write(fd, moment.file, sizeof(moment.file)), sizeof(moment.file));
+    close(fd);
+    memcpy(rig.low, moment.low, moment.low_used);
+    rig.low_used = moment.low_used;
+    rig.queues[0] = moment.driver;
+    rig_attach(options);
+}
+
+static void start_tracked(struct rig_options *options, bool packed)
+{
+    uint64_t region;
+
+    snprintf(state_path, sizeof(state_path), "%s/zones.%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
+             getpid());
+    *options = options_for(0, 0, 32);
+    options->no_start = true;
+    if (packed)
+        options->features |= VIRTIO_BIT(VIRTIO_F_RING_PACKED);
+    rig_length = BYTES;
+    rig_init(options);
+    rig_length = 0;
+    region = rig_alloc(ring_inflight_bytes(packed, 256), 64);
+    rig.setup[0].inflight = ptr(region);
+    rig.setup[0].inflight_bytes = ring_inflight_bytes(packed, 256);
+    assert_int_equal(rig_start(0), 0);
+}
+
+static void end_tracked(void)
+{
+    rig_fini();
+    unlink(state_path);
+    state_path[0] = 0;
+}
+
+static void take_all_used(void)
+{
+    uint16_t id = 0;
+    uint32_t len;
+
+    rig_settle();
+    while (rig_used(0, &id, &len))
+        ;
+}
+
+/* Three appends in flight, the second is done, then comes death: the others keep their places, the zone has
+ * no hole, and nothing is there twice. */
+static void appends_taken_up_again_go_where_they_went(void **state)
+{
+    for (unsigned packed = 0; packed < 2; packed++) {
+        struct append_in_flight appends[3];
+        struct rig_options options;
+        uint64_t at;
+
+        start_tracked(&options, packed);
+        assert_int_equal(append(3 * ZONE, 4, &at), OK);
+        fake.hold = true;
+        for (unsigned i = 0; i < 3; i++)
+            appends[i] = append_send(3, 8, (uint8_t)(0x50 + i));
+        assert_int_equal(fake.num_held, 3);
+        fake_release(1);
+        take_all_used();
+        assert_int_equal(append_place(appends[1]), 3 * ZONE + 12);
+        keep_ring();
+        keep_file();
+        die_and_start(&options);
+        memset(fake.disk + (3 * ZONE + 4) * 512, 0, 8 * 512); /* it had not got there */
+        assert_int_equal(rig_start(0), 0);
+        take_all_used();
+        for (unsigned i = 0; i < 3; i++) {
+            assert_int_equal(append_place(appends[i]), 3 * ZONE + 4 + 8 * i);
+            assert_int_equal(fake.disk[(3 * ZONE + 4 + 8 * i) * 512], 0x50 + i);
+        }
+        assert_int_equal(le64_get(zone(3).z_wp), 3 * ZONE + 28);
+        end_tracked();
+    }
+}
+
+/* Done and written down as done, but death comes before the driver is shown it: the same answer once more. */
+static void an_append_that_was_done_is_not_done_twice(void **state)
+{
+    struct append_in_flight one;
+    struct rig_options options;
+
+    start_tracked(&options, false);
+    fake.hold = true;
+    one = append_send(7, LAST - 8, 0x33); /* and one that fills the zone */
+    keep_ring();
+    fake_release(0);
+    take_all_used();
+    assert_int_equal(append_place(one), 7 * ZONE);
+    keep_file();
+    die_and_start(&options);
+    assert_int_equal(rig_start(0), 0);
+    take_all_used();
+    assert_int_equal(append_place(one), 7 * ZONE);
+    assert_int_equal(le64_get(zone(7).z_wp), 7 * ZONE + LAST - 8);
+    fake.hold = true;
+    one = append_send(7, 8, 0x34);
+    keep_ring();
+    keep_file();
+    die_and_start(&options);
+    assert_int_equal(rig_start(0), 0);
+    take_all_used();
+    assert_int_equal(append_place(one), 7 * ZONE + LAST - 8);
+    assert_int_equal(state_of(7), VIRTIO_BLK_ZS_FULL);
+    end_tracked();
+}
+
+/* Another front end, with another region, knows nothing of them: their zones are as if they had never begun,
+ * and an append that looks like one of them is a new one. */
+static void appends_of_a_front_end_that_is_gone_are_forgotten(void **state)
+{
+    struct append_in_flight one;
+    struct rig_options options;
+    uint64_t at;
+
+    start_tracked(&options, false);
+    fake.hold = true;
+    append_send(3, 8, 0x50);
+    append_send(7, 8, 0x51);
+    keep_ring();
+    keep_file();
+    die_and_start(&options);
+    memset(rig.setup[0].inflight, 0, rig.setup[0].inflight_bytes);
+    rig_lay_out(0, 256);
+    rig.setup[0].inflight = rig_map(rig.setup[0].inflight_bytes = ring_inflight_bytes(false, 256));
+    assert_int_equal(rig_start(0), 0);
+    assert_int_equal(le64_get(zone(3).z_wp), 3 * ZONE);
+    assert_int_equal(append(3 * ZONE, 8, &at), OK);
+    assert_int_equal(at, 3 * ZONE);
+    /* Reset, and used again: what was there before the reset holds no more. */
+    fake.hold = true;
+    append_send(4, 8, 0x52);
+    fake_release(0);
+    take_all_used();
+    fake.hold = false;
+    assert_int_equal(manage(VIRTIO_BLK_T_ZONE_RESET, 4 * ZONE), OK);
+    fake.hold = true;
+    one = append_send(4, 4, 0x53);
+    fake_release_all();
+    take_all_used();
+    assert_int_equal(append_place(one), 4 * ZONE);
+    assert_int_equal(le64_get(zone(4).z_wp), 4 * ZONE + 4);
+    munmap(rig.setup[0].inflight, rig.setup[0].inflight_bytes);
+    end_tracked();
+}
+
+/* A device with other queues than the one before it keeps the places that it has room for; a file from before
+ * there were places is taken as well. */
+static void places_survive_another_layout(void **state)
+{
+    const struct virtio_blk_zoned_options options = {
+        .zone_sectors = ZONE, .conventional_zones = CONV, .max_append_sectors = 16, .state_path = state_path};
+    const struct zoned_ticket first = {.queue = 0, .entry = 3, .counter = 9, .tracked = true};
+    struct zoned_ticket ticket = {.queue = 1, .entry = 5, .counter = 7, .tracked = true};
+    const struct inflight_request held = {.entry = 5, .counter = 7};
+    struct error err = {""};
+    struct zoned *zoned;
+    uint64_t at;
+
+    snprintf(state_path, sizeof(state_path), "%s/zones.%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
+             getpid());
+    zoned = zoned_create(&options, BYTES / 512, 1, 0, 0, &err);
+    zoned_destroy(zoned);
+    zoned = zoned_create(&options, BYTES / 512, 1, 2, 8, &err);
+    assert_non_null(zoned);
+    assert_int_equal(zoned_append_begin(zoned, 3 * ZONE, 8, &first, &at), OK);
+    assert_int_equal(zoned_append_begin(zoned, 3 * ZONE, 8, &ticket, &at), OK);
+    assert_int_equal(at, 3 * ZONE + 8);
+    zoned_destroy(zoned);
+    zoned = zoned_create(&options, BYTES / 512, 1, 4, 16, &err);
+    assert_non_null(zoned);
+    zoned_queue_starts(zoned, 1, &held, 1);
+    ticket.again = true;
+    assert_int_equal(zoned_append_begin(zoned, 3 * ZONE, 8, &ticket, &at), OK);
+    assert_int_equal(at, 3 * ZONE + 8);
+    zoned_destroy(zoned);
+    /* No room for it */
+    zoned = zoned_create(&options, BYTES / 512, 1, 1, 8, &err);
+    assert_non_null(zoned);
+    zoned_destroy(zoned);
+    zoned = zoned_create(&options, BYTES / 512, 1, 4, 16, &err);
+    assert_non_null(zoned);
+    zoned_queue_starts(zoned, 0, NULL, 0);
+    assert_int_equal(zoned_append_begin(zoned, 3 * ZONE, 8, &ticket, &at), OK);
+    assert_int_equal(at, 3 * ZONE);
+    zoned_destroy(zoned);
+    unlink(state_path);
+    state_path[0] = 0;
+}
+
 static void files_of_states_are_checked(void **state)
 {
     const struct virtio_blk_zoned_options options = {
@@ -555,16 +805,16 @@ static void files_of_states_are_checked(void **state)
 
     snprintf(state_path, sizeof(state_path), "%s/zones.%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
              getpid());
-    zoned = zoned_create(&options, BYTES / 512, 1, &err);
+    zoned = zoned_create(&options, BYTES / 512, 1, 0, 0, &err);
     assert_non_null(zoned);
     zoned_destroy(zoned);
-    assert_null(zoned_create(&options, BYTES / 512 + 8, 1, &err));
-    assert_null(zoned_create(&options, BYTES / 512 + ZONE, 1, &err));
+    assert_null(zoned_create(&options, BYTES / 512 + 8, 1, 0, 0, &err));
+    assert_null(zoned_create(&options, BYTES / 512 + ZONE, 1, 0, 0, &err));
     other.zone_sectors = ZONE * 2;
-    assert_null(zoned_create(&other, BYTES / 512, 1, &err));
+    assert_null(zoned_create(&other, BYTES / 512, 1, 0, 0, &err));
     other = options;
     other.conventional_zones = CONV + 1;
-    assert_null(zoned_create(&other, BYTES / 512, 1, &err));
+    assert_null(zoned_create(&other, BYTES / 512, 1, 0, 0, &err));
     fd = open(state_path, O_RDWR);
     assert_int_equal(pread(fd, good, sizeof(good), 0), sizeof(good));
     /* No byte of it may do harm; most single changes are refused. */
@@ -573,7 +823,7 @@ static void files_of_states_are_checked(void **state)
             uint8_t byte = (uint8_t)value;
 
             assert_int_equal(pwrite(fd, &byte, 1, i), 1);
-            zoned = zoned_create(&options, BYTES / 512, 1, &err);
+            zoned = zoned_create(&options, BYTES / 512, 1, 0, 0, &err);
             if (zoned) {
                 uint64_t written;
                 struct virtio_blk_zone_descriptor zones[ZONES];
@@ -590,7 +840,7 @@ static void files_of_states_are_checked(void **state)
             assert_int_equal(pwrite(fd, good, sizeof(good), 0), sizeof(good));
         }
     assert_int_equal(ftruncate(fd, sizeof(good) - 1), 0);
-    assert_null(zoned_create(&options, BYTES / 512, 1, &err));
+    assert_null(zoned_create(&options, BYTES / 512, 1, 0, 0, &err));
     close(fd);
     unlink(state_path);
     state_path[0] = 0;
@@ -615,7 +865,7 @@ static void numbers_that_are_not_possible_are_refused(void **state)
     for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct error err = {""};
 
-        assert_null(zoned_create(&cases[i].options, cases[i].capacity, cases[i].block, &err));
+        assert_null(zoned_create(&cases[i].options, cases[i].capacity, cases[i].block, 0, 0, &err));
         assert_string_not_equal(err.text, "");
     }
 }
@@ -636,6 +886,10 @@ int main(void)
         cmocka_unit_test(an_append_of_any_framing),
         cmocka_unit_test(checklist_353_read_only_and_offline_zones),
         cmocka_unit_test(states_survive_a_restart),
+        cmocka_unit_test(appends_taken_up_again_go_where_they_went),
+        cmocka_unit_test(an_append_that_was_done_is_not_done_twice),
+        cmocka_unit_test(appends_of_a_front_end_that_is_gone_are_forgotten),
+        cmocka_unit_test(places_survive_another_layout),
         cmocka_unit_test(files_of_states_are_checked),
         cmocka_unit_test(numbers_that_are_not_possible_are_refused),
     };
