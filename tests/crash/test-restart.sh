@@ -84,6 +84,15 @@ for ring in split packed; do
     check "$ring ring: asked to end and started again" TERM "$tmp/disk" raw "$slow" --ring=$ring --queues=2
 done
 
+# A zoned disk: an append that is taken up again goes where it went before, and leaves no hole.
+for ring in split packed; do
+    [ $ring = split ] && [ -z "$long" ] && continue
+    disk raw
+    rm -f "$tmp/zones"
+    check "$ring ring, a zoned and slow disk: killed" KILL "$tmp/disk" raw \
+        "--zoned=zone-size=1M,conventional=2,max-append=32k,state=$tmp/zones $slow" --ring=$ring --queues=2
+done
+
 plain_writes=--refuse-features=0x6000 # no discard, no write zeroes: metadata stay as they are
 disk qcow2 full
 check "qcow2, no allocations: killed" KILL "$tmp/disk" qcow2 "" $plain_writes --queues=2

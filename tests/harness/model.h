@@ -15,9 +15,9 @@
 #define MODEL_SECTOR    512u
 #define MODEL_UNDEFINED 0u
 #define MODEL_ZERO      1u
-#define MODEL_FIRST     2u          /* the first version of a write */
-#define MODEL_PLACED    0x80000000u /* in a version: the device chose the place; sectors count from its start \
-                                     */
+#define MODEL_FIRST     2u /* the first version of a write */
+/* In a version: the device chose the place; sectors count from the write's own start */
+#define MODEL_PLACED 0x80000000u
 
 struct model {
     uint64_t seed;
