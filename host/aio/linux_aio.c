@@ -278,7 +278,7 @@ static void laio_submit(void *opaque)
         if (ret > 0) {
             laio->in_flight += (unsigned)ret;
             left -= (unsigned)ret;
-            while (ret-- > 0)
+            while (ret-- > 0 && laio->first)
                 queue_pop(laio);
             look_back(laio);
             if (sure && left > 0 && !co_self())
