@@ -156,10 +156,11 @@ int rig_drive(struct rig *rig, size_t arena_bytes, struct error *err)
     if (!rig->hosted || !rig->transport)
         return error_set(err, -ENOMEM, "no memory for the driver's machine: %s", strerror(errno));
     transport.path = rig->path;
-    /* A device that may go away at any moment may do so while it is being started. */
+    /* A device that may go away at any moment may do so while it is being started; whatever the driver made
+     * of its silence. */
     for (unsigned tries = settings->reconnect ? 10 : 1; tries; tries--) {
         code = drive(rig, &transport, err);
-        if (code == 0 || (code != -EPIPE && code != -ENODEV && code != -ETIMEDOUT))
+        if (code == 0 || (!rig->transport->gone && code != -EPIPE && code != -ENODEV && code != -ETIMEDOUT))
             break;
     }
     if (code < 0)

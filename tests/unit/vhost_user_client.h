@@ -193,11 +193,14 @@ struct client_guest {
     uint8_t *memory;
     int kick, call;
     uint16_t avail_idx, used_seen;
+    uint16_t packed_next; /* the same of a packed ring: place and wrap counter */
+    bool packed_wrap;
 };
 
 static inline void guest_open(struct client_guest *g)
 {
     memset(g, 0, sizeof *g);
+    g->packed_wrap = true;
     g->fd = memfd_create("guest", MFD_CLOEXEC);
     if (ftruncate(g->fd, GUEST_BYTES) < 0)
         abort();
@@ -301,6 +304,41 @@ static inline void guest_submit(struct client_guest *g, unsigned queue, unsigned
 static inline void guest_submit_read(struct client_guest *g, unsigned queue, unsigned slot)
 {
     guest_submit(g, queue, slot, VIRTIO_BLK_T_IN);
+}
+
+/* The same on a packed ring: three descriptors, the first one's flags last (2.8.6). */
+static inline void guest_submit_packed(struct client_guest *g, unsigned queue, unsigned slot, uint32_t type)
+{
+    struct virtq_packed_desc *ring = (struct virtq_packed_desc *)(g->memory + queue * GUEST_RING_STEP);
+    struct virtq_packed_desc *first = &ring[g->packed_next];
+    uint32_t at = GUEST_DATA + slot * 0x1000;
+    const struct {
+        uint32_t offset, len, flags;
+    } parts[3] = {{0, 16, VIRTQ_DESC_F_NEXT},
+                  {0x200, 512, VIRTQ_DESC_F_NEXT | (type == VIRTIO_BLK_T_IN ? VIRTQ_DESC_F_WRITE : 0)},
+                  {0x400, 1, VIRTQ_DESC_F_WRITE}};
+    struct virtio_blk_req_header header = {.type = le32_put(type), .sector = le64_put(slot)};
+    uint16_t first_flags = 0;
+    memcpy(g->memory + at, &header, sizeof header);
+    g->memory[at + 0x400] = 0xff;
+    for (unsigned i = 0; i < 3; i++) {
+        struct virtq_packed_desc *desc = &ring[g->packed_next];
+        uint16_t flags =
+            (uint16_t)(parts[i].flags | (g->packed_wrap ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED));
+        desc->addr = le64_put(GUEST_PHYSICAL + at + parts[i].offset);
+        desc->len = le32_put(parts[i].len);
+        desc->id = le16_put((uint16_t)slot);
+        if (i == 0)
+            first_flags = flags;
+        else
+            le16_store(&desc->flags, flags);
+        if (++g->packed_next == GUEST_RING_SIZE) {
+            g->packed_next = 0;
+            g->packed_wrap = !g->packed_wrap;
+        }
+    }
+    /* Partner: the device's acquire of the flags (2.8.6.1). */
+    le16_store_release(&first->flags, first_flags);
 }
 
 static inline void guest_kick(const struct client_guest *g)
