@@ -72,6 +72,7 @@ struct open_options {
     uint64_t l2_cache_bytes;       /* 0: enough for the whole disk, at most 32 MiB */
     uint64_t refcount_cache_bytes; /* 0: a quarter of the L2 cache */
     uint64_t null_bytes;           /* "null": its size */
+    bool null_no_zeroes;           /* "null": reads leave buffers as they are */
     const char *secret_file;       /* LUKS: file with the passphrase; NULL: none */
     const char *snapshot;          /* read from this internal snapshot (id or name); implies read_only */
     const char *survive_dir;       /* where a qcow2's metadata outlives a killed process; NULL: nowhere */

@@ -17,6 +17,7 @@ static const char *const aio_names[] = {"default", "native", "io_uring", "thread
 static const char *const cache_names[] = {"none", "writeback", "unsafe", NULL};
 static const char *const discard_names[] = {"unmap", "ignore", NULL};
 static const char *const detect_zeroes_names[] = {"off", "on", "unmap", NULL};
+static const char *const null_reads_names[] = {"zeroes", "nothing", NULL};
 static const char *const policy_names[] = {"report", "ignore", "stop", "enospc", NULL};
 
 static int set_format(void *values, const char *value, struct error *err)
@@ -113,6 +114,11 @@ static int set_throttle(void *values, const char *value, struct error *err)
     struct cmd_device_options *o = values;
     int ret = throttle_parse(value, &o->throttle, err);
     return ret < 0 ? error_prefix(err, -EINVAL, "--throttle=%s", value) : 0;
+}
+
+static int set_iothread_cpus(void *values, const char *value, struct error *err)
+{
+    return cmd_cpus_parse(&((struct cmd_device_options *)values)->iothread_cpus, "iothread-cpus", value, err);
 }
 
 /* COUNT,MICROSECONDS */
@@ -233,6 +239,7 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"format", "FORMAT", "qcow2, raw or null (default: qcow2 by its magic, else raw, safely); null needs no file: reads give zeroes",
      CMD_CALL, .set = set_format},
     {"size", "BYTES", "capacity of a null image", CMD_SIZE, AT(size), 512, 1ull << 60},
+    {"null-reads", "WHAT", "zeroes (default), or nothing: reads of a null image leave the guest's buffers as they are", CMD_CHOICE, AT(null_reads), .choices = null_reads_names},
     {"read-only", NULL, "refuse writes", CMD_FLAG, AT(read_only)},
     {"aio", "KIND", "native (linux-aio), io_uring or threads (default: native where the file takes O_DIRECT, else threads)",
      CMD_CHOICE, AT(open.aio), .choices = aio_names},
@@ -241,6 +248,7 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"num-queues", "N", "virtqueues, 1 to 64 (default 1)", CMD_UNSIGNED, AT(device.num_queues), 1, VIRTIO_BLK_QUEUES_MAX},
     {"queue-size", "N", "largest size of a virtqueue, a power of two, 2 to 32768 (default 256)", CMD_CALL, .set = set_queue_size},
     {"iothreads", "N", "threads, 1 to 64 (default 1); queue q is served by thread q mod N", CMD_UNSIGNED, AT(iothreads), 1, VIRTIO_BLK_QUEUES_MAX},
+    {"iothread-cpus", "LIST", "hold thread i on the ith of these CPUs: 0,2,4-7 (default: where the kernel likes)", CMD_CALL, .set = set_iothread_cpus},
     {"poll-max-ns", "N", "ceiling of adaptive polling in nanoseconds (default 32768); 0 turns it off", CMD_COUNT64, AT(poll_max_ns), 0, 1000000000},
     {"request-merging", "on|off", "make one request of those that touch on disk (default on)", CMD_ON_OFF, AT(device.request_merging)},
     {"serial", "S", "the disk's serial, at most 20 bytes", CMD_CALL, .set = set_serial},
@@ -298,6 +306,7 @@ int cmd_device_options_check(struct cmd_device_options *o, struct error *err)
     o->open.read_only = o->read_only;
     o->open.no_lock = !o->lock;
     o->open.null_bytes = o->size;
+    o->open.null_no_zeroes = o->null_reads == 1;
     o->open.ignore_discard = o->ignore_discard;
     o->device.discard = !o->ignore_discard;
     return 0;
@@ -317,6 +326,20 @@ static void audit_line(void *opaque, const char *line)
         n = sizeof text - 1;
     if (write(d->audit_fd, text, (size_t)n) < 0)
         log_message("audit: %s", line);
+}
+
+struct pin {
+    const struct cmd_cpus *cpus;
+    unsigned index;
+    int result;
+    struct error *err;
+};
+
+static void pin_iothread(void *opaque)
+{
+    struct pin *pin = opaque;
+
+    pin->result = cmd_cpus_pin(pin->cpus, pin->index, pin->err);
 }
 
 struct cmd_device *cmd_device_start(const struct cmd_device_options *options, struct error *err)
@@ -361,6 +384,15 @@ struct cmd_device *cmd_device_start(const struct cmd_device_options *options, st
         if (!d->iothreads[i])
             goto fail;
         d->queue_loops[i] = iothread_loop(d->iothreads[i]);
+        if (options->iothread_cpus.count) {
+            struct pin pin = {.cpus = &options->iothread_cpus, .index = i, .err = err};
+
+            iothread_call(d->iothreads[i], pin_iothread, &pin);
+            if (pin.result < 0) {
+                d->queue_loop_count++;
+                goto fail;
+            }
+        }
     }
     return d;
 fail:

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "host/block/backend.h"
+#include "host/cmd/cmd_cpus.h"
 #include "host/cmd/cmd_options.h"
 #include "host/device/virtio_blk.h"
 #include "host/runtime/loop.h"
@@ -19,10 +20,12 @@ struct cmd_device_options {
     const char *blk_file;
     struct open_options open;
     bool read_only, lock;
-    uint64_t size; /* of a null image */
+    uint64_t size;       /* of a null image */
+    unsigned null_reads; /* 0: zeroes, 1: nothing */
     struct virtio_blk_options device;
     const char *serial;
     unsigned iothreads;
+    struct cmd_cpus iothread_cpus;
     uint64_t poll_max_ns;
     unsigned ignore_discard; /* 0: unmap, 1: ignore */
     struct throttle_config throttle;

@@ -140,7 +140,7 @@ static void *bench_run(void *opaque)
     enum phase seen = PHASE_RAMP;
     uint64_t now = now_ns();
 
-    measure_client_thread();
+    rig_client_thread(bench->rig, worker->queue);
     for (unsigned i = 0; i < bench->settings->depth && !worker->error; i++)
         submit(worker, &worker->slots[i], now);
     vblk_kick(bench->rig->disk, worker->queue);
@@ -259,6 +259,7 @@ static double per(uint64_t what, uint64_t of)
 static json_t *describe(const struct bench *bench, const struct bench_result *r)
 {
     static const char *const rws[] = {"read", "write", "randread", "randwrite", "rw", "randrw", "flush"};
+    static const char *const clients[] = {"poll", "sleep", "yield"};
     const struct settings *s = bench->settings;
     double seconds = (double)r->ns / 1e9;
     json_t *device =
@@ -279,9 +280,9 @@ static json_t *describe(const struct bench *bench, const struct bench_result *r)
         "s:f, s:f, s:o}",
         "device_name", bench->rig->own ? "own" : bench->rig->path, "rw", rws[s->rw], "bs",
         (json_int_t)s->block_bytes, "qd", (json_int_t)s->depth, "queues", (json_int_t)s->queues, "client",
-        s->client == CLIENT_POLL ? "poll" : "sleep", "ring", s->ring == RING_PACKED ? "packed" : "split",
-        "seconds", seconds, "requests", (json_int_t)r->done, "iops", (double)r->done / seconds,
-        "bytes_per_second", (double)(r->done * s->block_bytes) / seconds, "latency_us", "mean",
+        clients[s->client], "ring", s->ring == RING_PACKED ? "packed" : "split", "seconds", seconds,
+        "requests", (json_int_t)r->done, "iops", (double)r->done / seconds, "bytes_per_second",
+        (double)(r->done * s->block_bytes) / seconds, "latency_us", "mean",
         per(r->latency.total_ns, r->latency.count) / 1e3, "min",
         (double)(r->latency.count ? r->latency.min_ns : 0) / 1e3, "p50",
         (double)latency_percentile(&r->latency, 50) / 1e3, "p90",

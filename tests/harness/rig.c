@@ -2,6 +2,7 @@
 #include "tests/harness/rig.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,7 @@ static int driver_start(struct rig *rig, struct error *err)
         .indirect_segs = settings->indirect ? (unsigned)settings->indirect_segs : 0,
         .refuse_features = rig_refused(settings),
         .deadline_ns = settings->deadline_ms * 1000000u,
-        .poll_only = settings->client == CLIENT_POLL,
+        .poll_only = settings->client != CLIENT_SLEEP,
     };
     int code;
 
@@ -146,6 +147,8 @@ int rig_drive(struct rig *rig, size_t arena_bytes, struct error *err)
         .reconnect = settings->reconnect,
     };
 
+    if (settings->cpus && cmd_cpus_parse(&rig->cpus, "cpus", settings->cpus, err) < 0)
+        return -EINVAL;
     if (!settings->queues || settings->queues > HOSTED_QUEUES_MAX)
         return error_set(err, -EINVAL, "--queues=%llu: 1 to %u queues are possible",
                          (unsigned long long)settings->queues, HOSTED_QUEUES_MAX);
@@ -191,6 +194,15 @@ int rig_close(struct rig *rig)
     return code;
 }
 
+void rig_client_thread(struct rig *rig, unsigned queue)
+{
+    struct error err;
+
+    measure_client_thread();
+    if (cmd_cpus_pin(&rig->cpus, queue, &err) < 0)
+        log_message("%s", err.text);
+}
+
 void rig_attend(struct rig *rig)
 {
     if (__atomic_load_n(&rig->news, __ATOMIC_RELAXED) &&
@@ -202,8 +214,10 @@ unsigned rig_poll(struct rig *rig, unsigned queue)
 {
     unsigned n = vblk_poll(rig->disk, queue);
 
-    if (n || rig->settings->client == CLIENT_POLL) {
-        if (!n)
+    if (n || rig->settings->client != CLIENT_SLEEP) {
+        if (!n && rig->settings->client == CLIENT_YIELD)
+            sched_yield();
+        else if (!n)
             rig->platform.relax(rig->platform.ctx);
         return n;
     }

@@ -11,6 +11,7 @@
 #include "guest/driver/vblk.h"
 #include "guest/platform/hosted/hosted.h"
 #include "guest/platform/hosted/vtr_vhost_user.h"
+#include "host/cmd/cmd_cpus.h"
 #include "host/runtime/error.h"
 #include "tests/harness/own_device.h"
 #include "tests/harness/settings.h"
@@ -27,6 +28,8 @@ struct rig {
     size_t memory_bytes;
     struct vblk *disk;
     struct vblk_info info;
+
+    struct cmd_cpus cpus;
 
     pthread_t service;
     bool service_started;
@@ -47,6 +50,9 @@ uint64_t rig_refused(const struct settings *settings);
 
 /* 0, or the first error that our own device met when it was closed. */
 int rig_close(struct rig *rig);
+
+/* The calling thread drives QUEUE from now on: it goes to its CPU, and is no part of the device. */
+void rig_client_thread(struct rig *rig, unsigned queue);
 
 /* Queue 0's caller calls this now and then: passes on what the transport heard (configuration, reset). */
 void rig_attend(struct rig *rig);

@@ -30,7 +30,7 @@ struct option_row {
 };
 
 static const char *const rings[] = {"split", "packed", NULL};
-static const char *const clients[] = {"poll", "sleep", NULL};
+static const char *const clients[] = {"poll", "sleep", "yield", NULL};
 static const char *const rws[] = {"read", "write", "randread", "randwrite", "rw", "randrw", "flush", NULL};
 static const char *const formats[] = {"text", "json", "html", NULL};
 
@@ -67,8 +67,10 @@ static const struct option_row rows[] = {
     {"reconnect", GROUP_DRIVER, TYPE_ON_OFF, AT(reconnect), "on|off", "off",
      "connect again when the device goes away, and go on", NULL},
     {"deadline", GROUP_DRIVER, TYPE_SECONDS, AT(deadline_ms), "SECONDS", "30", "deadline of a request", NULL},
-    {"client", GROUP_CLIENT, TYPE_CHOICE, AT(client), "poll|sleep", "poll",
-     "poll the used ring, or sleep until interrupted", clients},
+    {"client", GROUP_CLIENT, TYPE_CHOICE, AT(client), "poll|sleep|yield", "poll",
+     "poll the used ring, sleep until interrupted, or poll and let others have the CPU in between", clients},
+    {"cpus", GROUP_CLIENT, TYPE_TEXT, AT(cpus), "LIST", NULL,
+     "hold the thread of queue q on the qth of these CPUs: 0,2,4-7", NULL},
     {"qd", GROUP_CLIENT, TYPE_NUMBER, AT(depth), "N", "32", "requests in flight on each queue", NULL},
     {"seed", GROUP_CLIENT | GROUP_SIM | GROUP_TORTURE, TYPE_NUMBER, AT(seed), "N", "1", "where chance starts",
      NULL},

@@ -26,7 +26,7 @@ enum settings_group {
 
 enum bench_rw { RW_READ, RW_WRITE, RW_RANDREAD, RW_RANDWRITE, RW_RW, RW_RANDRW, RW_FLUSH };
 enum output_format { FORMAT_TEXT, FORMAT_JSON, FORMAT_HTML };
-enum client_kind { CLIENT_POLL, CLIENT_SLEEP };
+enum client_kind { CLIENT_POLL, CLIENT_SLEEP, CLIENT_YIELD };
 enum ring_kind { RING_SPLIT, RING_PACKED };
 
 struct settings {
@@ -48,7 +48,8 @@ struct settings {
     uint64_t watch_ms;
 
     /* client */
-    unsigned client; /* enum client_kind */
+    unsigned client;  /* enum client_kind */
+    const char *cpus; /* of the queues' threads, a list */
     uint64_t depth;
     uint64_t seed;
 

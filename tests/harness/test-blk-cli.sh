@@ -67,6 +67,9 @@ ok "a physical block smaller than the logical one" says 2 "smaller than the logi
     --socket-path="$sock" --logical-block-size=4096 --physical-block-size=512 "$image"
 ok "a serial that is too long" says 2 "longer than 20 bytes" --serial=123456789012345678901 "$image"
 ok "throttling that makes no sense" says 2 "--throttle=speed=1" --throttle=speed=1 "$image"
+for cpus in x "0," ,1 3-1 0-2000 1x 99999; do
+    ok "a list of CPUs that is none: $cpus" says 2 "not a list of CPUs" --iothread-cpus=$cpus "$image"
+done
 ok "two images" says 2 "there is an image already" --socket-path="$sock" --blk-file="$image" "$image"
 ok "one image too many" says 2 "one image too many" --socket-path="$sock" "$image" "$image"
 ok "socket-path and fd exclude each other" says 2 "exclude each other" --socket-path="$sock" --fd=3 "$image"
@@ -97,6 +100,7 @@ ok "an image that names a file elsewhere" says 1 "which is not in" --survive="$t
 ok "what was refused leaves no file behind" rmdir "$tmp/survive"
 ok "a limit that is none, named once" says 2 "ringside-blk: --throttle=iops=x: 'x' is not a rate" --throttle=iops=x --socket-path="$sock" "$image"
 ok "an image that is none begins with its name" says 1 "ringside-blk: $tmp/short.qcow2: " --socket-path="$sock" "$tmp/short.qcow2"
+ok "a CPU that there is not" says 1 "CPU 1023 cannot be had" --iothread-cpus=1023 --socket-path="$sock" "$image"
 ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$sock" --trace="$tmp/none/trace" "$image"
 
 # --- what it says about itself
@@ -159,6 +163,27 @@ start five "$blk" --socket-path="$sock" --format=null --size=1G --num-queues=64 
 ok "null, 64 queues on 4 threads" wait_for 10 asks "$sock"
 stop five INT
 ok "SIGINT ends it with 0" test "$stopped" = 0
+
+# Threads on CPUs: the list begins anew for a third thread.
+pinned() { # thread, CPU
+    local task
+    task=$(grep -lx "$1" /proc/"${started[six]}"/task/*/comm)
+    grep "^Cpus_allowed_list:.$2\$" "${task%/comm}/status"
+}
+last=$(($(nproc) - 1))
+if [ "$(sed -n 's/^Cpus_allowed_list:.//p' /proc/self/status)" = "0-$last" ] && [ $last -gt 0 ]; then
+    start six "$blk" --socket-path="$sock" --format=null --size=1G --num-queues=3 --iothreads=3 --iothread-cpus=$last,0
+    wait_for 10 asks "$sock"
+    ok "thread 0 is held on its CPU" pinned iothread0 $last
+    ok "thread 1 is held on its CPU" pinned iothread1 0
+    ok "thread 2 is held on its CPU" pinned iothread2 $last
+    stop six
+    ok "drivers' threads as well" timeout 60 "$bin/ringside" bench --format=null --queues=2 --iothreads=2 --iothread-cpus=0,1 \
+        --cpus=0,1 --client=yield --runtime=0.1 --null-reads=nothing
+    ok_not "a list of CPUs that is none for the driver" timeout 60 "$bin/ringside" bench --format=null --cpus=one
+else
+    skip "threads on CPUs" "there is but one, or not all are ours"
+fi
 
 # A listening descriptor (socket activation), and a connected one.
 ok "--fd with a listening socket, then a connected one" timeout 60 python3 - "$blk" "$image" <<'PY'

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #include "tests/harness/commands.h"
-#include "tests/harness/measure.h"
 #include "tests/harness/names.h"
 #include "tests/harness/verify.h"
 
@@ -65,7 +64,7 @@ static void *worker_run(void *opaque)
     struct worker *worker = opaque;
     struct verify *v = worker->verify;
 
-    measure_client_thread();
+    rig_client_thread(v->rig, worker->queue);
     while (!enough(worker) || worker->in_flight) {
         /* Now and then the queue runs empty, so that its end and its beginning are seen too. */
         if (!enough(worker) && (worker->in_flight == 0 || !chance_percent(&worker->chance, 2)))
