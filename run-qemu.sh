@@ -117,18 +117,28 @@ one_of --ring "$ring" split packed
 one_of --accel "$accel" tcg kvm auto
 number --queues "$queues" 1 64
 number --queue-size "$queue_size" 2 1024
-[ $((queue_size & (queue_size - 1))) -eq 0 ] || die "--queue-size=$queue_size: must be a power of two"
 if [ -z "$timeout" ]; then
     timeout=120
     [ "$app" != shell ] || timeout=0
 fi
 number --timeout "$timeout" 0 999999999
+# What begins with 0 would be octal to some who read it.
+queues=$((10#$queues)) queue_size=$((10#$queue_size)) timeout=$((10#$timeout))
+[ $((queue_size & (queue_size - 1))) -eq 0 ] || die "--queue-size=$queue_size: must be a power of two"
 [ -z "$gdb" ] || timeout=0
 if [ -n "$trace" ] && [ "$device" != ringside ]; then
     die "--trace=$trace: only ringside-blk records traces; leave out --device=$device"
 fi
 if [ "$accel" = kvm ] && [ "$arch" != x86_64 ]; then
     die "--accel=kvm: the $arch guest ends by semihosting or a test device, which run under tcg only"
+fi
+
+# Before minutes go into building
+if [ -n "$image" ] && [ -z "$dry_run" ] && [ "$device" != none ]; then
+    [ -e "$image" ] || fail "$image: no such image (leave --image out for one of its own)"
+    [ -f "$image" ] || [ -b "$image" ] || fail "$image: is neither a file nor a block device"
+    [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
+    [ -n "$read_only" ] || [ -w "$image" ] || fail "$image: can't be written (check its permissions, or add --read-only)"
 fi
 
 # ---- what is missing ----
@@ -179,11 +189,6 @@ if [ -z "$image" ] && [ "$device" != none ]; then
         qemu-img create -q -f qcow2 "$image" 256M || fail "could not make the demo image $image"
         echo "$me: made the image $image" >&2
     fi
-fi
-if [ -z "$dry_run" ] && [ "$device" != none ]; then
-    [ -e "$image" ] || fail "$image: no such image (leave --image out for one of its own)"
-    [ -f "$image" ] || [ -b "$image" ] || fail "$image: is neither a file nor a block device"
-    [ -r "$image" ] || fail "$image: can't be read (check its permissions)"
 fi
 format=qcow2
 if [ -e "$image" ] && [ "$(head -c 4 "$image" | od -An -tx1 | tr -d ' \n')" != 514649fb ]; then

@@ -86,6 +86,9 @@ ok "a value apart from its option" refuses "goes behind a '='" --arch riscv64
 ok "a number that is none" refuses "not a number" --queues=many
 ok "a number out of range" refuses "must be from 1 to 64" --queues=0
 ok "a queue size that is no power of two" refuses "power of two" --queue-size=100
+ok "a queue size that looks octal, and is no power of two" refuses "=100: must be a power of two" --queue-size=0100
+ok "numbers that look octal and are decimal" sh -c "'$run_qemu' --dry-run --queues=08 --queue-size=064 --timeout=09 |
+    grep -F \"queues=8 queue-size=64 \""
 ok "a trace without ringside" refuses "only ringside-blk records traces" --device=qemu --trace=x
 ok "an image without a name" refuses "which file?" --image=
 ok "a stray word" refuses "go behind --" image.qcow2
@@ -98,6 +101,8 @@ fails_saying() { # words, options...
     [ $status -eq 1 ] && grep -q -- "$words" "$tmp/refused"
 }
 ok "an image that is not there" fails_saying "no such image" --image="$tmp/nothing.qcow2"
+ok "and that is said before anything is built" env RINGSIDE_BUILD="$tmp/none" bash -c \
+    "$(declare -f fails_saying); tmp='$tmp' run_qemu='$run_qemu'; fails_saying 'no such image' --image='$tmp/nothing.qcow2'"
 ok "an image that is a directory" fails_saying "neither a file nor a block device" --image="$tmp"
 truncate -s 0 "$tmp/empty.raw"
 ok "an empty disk: the self-test says so" fails_saying "Bail out! the disk has 0 sectors" --image="$tmp/empty.raw"
