@@ -32,6 +32,7 @@ ok "the device's options are checked too" status 2 "$r" bench --format=vmdk
 ok "the device's options need our own device" status 2 "$r" info --device="$tmp/none" --format=null
 ok "a socket that is not there is a failure" status 1 "$r" info --device="$tmp/none"
 ok "and it is named" says "$tmp/none" "$r" info --device="$tmp/none"
+ok "a file in the place of the socket is called that" says "is not a socket" "$r" info --device="$0"
 ok "an image that is not there is a failure" status 1 "$r" info --blk-file="$tmp/none"
 qemu-img create -q -f raw "$tmp/disk.raw" 16M
 : >"$tmp/empty.raw"

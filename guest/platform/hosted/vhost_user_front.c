@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,6 +61,7 @@ int vhost_user_front_connect(struct vhost_user_front *front, const char *path, u
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     uint64_t end = now_ms() + timeout_ms;
+    struct stat st;
     int fd, code;
 
     if (strlen(path) >= sizeof(address.sun_path))
@@ -73,6 +75,9 @@ int vhost_user_front_connect(struct vhost_user_front *front, const char *path, u
             break;
         code = -errno;
         close(fd);
+        /* The kernel says "connection refused" of these as well, and no waiting helps. */
+        if (code == -ECONNREFUSED && stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+            return front_error(front, -ENOTSOCK, "%s: is not a socket", path);
         if (now_ms() >= end || (code != -ECONNREFUSED && code != -ENOENT && code != -EAGAIN))
             return front_error(front, code, "%s: cannot connect: %s", path, strerror(-code));
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
