@@ -76,6 +76,8 @@ RUN := RINGSIDE_BUILD=$(abspath $(BUILD)) tests/run
 SUBMAKE := $(MAKE) --no-print-directory $(if $(findstring j,$(firstword -$(MAKEFLAGS))),,-j$(shell nproc))
 
 .PHONY: build-all build-asan build-tsan build-ucontext build-fuzz
+# Also with make -j: not before everything is installed
+build-all build-asan build-tsan build-ucontext build-fuzz: packages
 build-fuzz:
 	@$(SUBMAKE) fuzz
 build-all:
