@@ -12,35 +12,41 @@
 
 #define ALWAYS 0xff
 
-uint64_t now_ns(const struct vblk *disk)
+uint64_t vblk_now_ns(const struct vblk *disk)
 {
     return disk->platform->now_ns(disk->platform->ctx);
 }
 
-void relax(const struct vblk *disk)
+void vblk_relax(const struct vblk *disk)
 {
     if (disk->platform->relax)
         disk->platform->relax(disk->platform->ctx);
 }
 
 #ifndef VBLK_WITHOUT_MESSAGES
-void say(const struct vblk *disk, enum vblk_log_level level, const char *text)
+void vblk_say(const struct vblk *disk, enum vblk_log_level level, const char *text)
 {
     if (disk->platform->log)
         disk->platform->log(disk->platform->ctx, level, text);
 }
+
+int vblk_refuse(const struct vblk *disk, int error, const char *text)
+{
+    vblk_say(disk, VBLK_LOG_ERROR, text);
+    return error;
+}
 #endif
 
-uint8_t status_get(const struct vblk *disk)
+uint8_t vblk_status_get(const struct vblk *disk)
 {
     return disk->vtr->ops->get_status(disk->vtr);
 }
 
-bool waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit)
+bool vblk_waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit)
 {
-    if (now_ns(disk) - since >= limit)
+    if (vblk_now_ns(disk) - since >= limit)
         return true;
-    relax(disk);
+    vblk_relax(disk);
     return false;
 }
 
@@ -106,31 +112,28 @@ static bool same(const uint8_t *a, const uint8_t *b, size_t n)
 /* Reads the fields of FEATURES until nothing changed meanwhile: the generation is the same before and after,
  * or, with a legacy device that has none, two readings agree (2.5.1, 2.5.4). -VBLK_EIO if it never stands
  * still, -VBLK_ENODEV if there is not even a capacity. */
-int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config)
+int vblk_config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
     unsigned bytes = ops->config_bytes(disk->vtr), tries;
-    uint8_t now[sizeof(*config)], before[sizeof(*config)];
+    uint8_t before[sizeof(*config)], *now = (uint8_t *)config;
 
     if (bytes < sizeof(config->capacity))
         return -VBLK_ENODEV;
-    memset(now, 0, sizeof(now));
-    memset(before, 0, sizeof(before));
+    memset(now, 0, sizeof(*config));
     for (tries = 0; tries < GENERATION_TRIES; tries++) {
         uint32_t generation = disk->legacy ? 0 : ops->config_generation(disk->vtr);
+        memcpy(before, now, sizeof(before));
         read_once(disk, features, bytes, now);
-        if (disk->legacy ? tries && same(now, before, sizeof(now))
-                         : ops->config_generation(disk->vtr) == generation) {
-            memcpy(config, now, sizeof(*config));
+        if (disk->legacy ? tries && same(now, before, sizeof(before))
+                         : ops->config_generation(disk->vtr) == generation)
             return 0;
-        }
-        memcpy(before, now, sizeof(now));
     }
     return -VBLK_EIO;
 }
 
 /* Whole blocks, and such that sector * 512 fits 64 bits. */
-uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config)
+uint64_t vblk_capacity_of(const struct vblk *disk, const struct virtio_blk_config *config)
 {
     uint64_t sectors = le64_get(config->capacity);
 
@@ -147,21 +150,31 @@ static uint32_t block_size_of(const struct vblk *disk, const struct virtio_blk_c
 }
 
 /* Most sectors of one range, in whole blocks and, if they are not larger than that, whole alignment units. 0:
- * the device can't be asked. A limit of zero says just that (5.2.4). */
-static struct limits limits_of(const struct vblk *disk, unsigned feature, le32 max_sectors, le32 max_seg,
-                               uint32_t alignment)
+ * the device can't be asked. A limit of zero says just that (5.2.4), and so do fields without their feature.
+ */
+static void limits_set(struct vblk *disk, const struct virtio_blk_config *config)
 {
-    struct limits limits = {0, 0, 0};
+    unsigned i;
 
-    if (!has_feature(disk, feature))
-        return limits;
-    limits.max_seg = le32_get(max_seg);
-    limits.max_sectors = limits.max_seg ? le32_get(max_sectors) & ~(disk->sectors_per_block - 1) : 0;
-    if (!(alignment & (alignment - 1)) && alignment >= disk->sectors_per_block &&
-        alignment <= limits.max_sectors)
-        limits.alignment = alignment;
-    return limits;
+    for (i = 0; i < 3; i++) { /* DISCARD, WRITE_ZEROES, SECURE_ERASE: three fields each */
+        const le32 *field =
+            (const le32 *)((const void *)((const uint8_t *)config +
+                                          offsetof(struct virtio_blk_config, max_discard_sectors) + 12 * i));
+        uint32_t alignment = i == 1 ? 0 : le32_get(field[2]); /* there it says something else */
+        struct limits *limits = &disk->limits[i];
+        limits->max_sectors = le32_get(field[1]) ? le32_get(field[0]) & ~(disk->sectors_per_block - 1) : 0;
+        limits->alignment = 0;
+        if (!(alignment & (alignment - 1)) && alignment >= disk->sectors_per_block &&
+            alignment <= limits->max_sectors)
+            limits->alignment = alignment;
+    }
 }
+_Static_assert(offsetof(struct virtio_blk_config, max_write_zeroes_sectors) ==
+                   offsetof(struct virtio_blk_config, max_discard_sectors) + 12,
+               "5.2.4");
+_Static_assert(offsetof(struct virtio_blk_config, max_secure_erase_sectors) ==
+                   offsetof(struct virtio_blk_config, max_discard_sectors) + 24,
+               "5.2.4");
 
 /* 5.2.5.1: with CONFIG_WCE the field says it; FLUSH alone means write-back; neither means write-through */
 static void write_cache_set(struct vblk *disk, const struct virtio_blk_config *config)
@@ -172,45 +185,40 @@ static void write_cache_set(struct vblk *disk, const struct virtio_blk_config *c
 }
 
 /* Turns the configuration into limits. -VBLK_ENOTSUP if no request could be made under them. */
-int config_apply(struct vblk *disk)
+int vblk_config_apply(struct vblk *disk)
 {
     const struct virtio_blk_config *config = &disk->device_config;
     uint32_t block = block_size_of(disk, config);
 
-    if (block < VIRTIO_BLK_SECTOR_BYTES || block > BLOCK_SIZE_MAX || (block & (block - 1))) {
-        say(disk, VBLK_LOG_ERROR, "blk_size is not a power of two from 512 to 65536: the disk can't be used");
-        return -VBLK_ENOTSUP;
-    }
+    if (block < VIRTIO_BLK_SECTOR_BYTES || block > BLOCK_SIZE_MAX || (block & (block - 1)))
+        return vblk_refuse(disk, -VBLK_ENOTSUP, "blk_size is not a power of two from 512 to 65536");
     disk->block_size = block;
     disk->sectors_per_block = block / VIRTIO_BLK_SECTOR_BYTES;
     disk->part_bytes_max = PART_BYTES_MAX & ~(block - 1);
     for (disk->block_shift = 9; block > VIRTIO_BLK_SECTOR_BYTES; block >>= 1)
         disk->block_shift++;
-    capacity_set(disk, capacity_of(disk, config));
+    capacity_set(disk, vblk_capacity_of(disk, config));
     if (capacity_get(disk) != le64_get(config->capacity))
-        say(disk, VBLK_LOG_WARNING, "capacity is not a number of whole blocks: what is over is not used");
+        vblk_say(disk, VBLK_LOG_WARNING, "capacity is not a number of whole blocks: the rest is not used");
 
-    /* size_max 0 means no limit, seg_max 0 one segment: the text leaves both open */
-    disk->size_max = has_feature(disk, VIRTIO_BLK_F_SIZE_MAX) ? le32_get(config->size_max) : 0;
+    /* Fields without their feature are 0 here. size_max 0 means no limit, seg_max 0 one segment: the text
+     * leaves both open. */
+    disk->size_max = le32_get(config->size_max);
     if (disk->size_max == 0 || disk->size_max > PART_BYTES_MAX)
         disk->size_max = PART_BYTES_MAX;
     disk->seg_max = has_feature(disk, VIRTIO_BLK_F_SEG_MAX) ? le32_get(config->seg_max) : UINT32_MAX;
     if (disk->seg_max == 0)
         disk->seg_max = 1;
 
-    disk->discard = limits_of(disk, VIRTIO_BLK_F_DISCARD, config->max_discard_sectors,
-                              config->max_discard_seg, le32_get(config->discard_sector_alignment));
-    disk->zeroes = limits_of(disk, VIRTIO_BLK_F_WRITE_ZEROES, config->max_write_zeroes_sectors,
-                             config->max_write_zeroes_seg, 0);
-    disk->erase = limits_of(disk, VIRTIO_BLK_F_SECURE_ERASE, config->max_secure_erase_sectors,
-                            config->max_secure_erase_seg, le32_get(config->secure_erase_sector_alignment));
-
-    disk->device_num_queues = 1;
-    if (has_feature(disk, VIRTIO_BLK_F_MQ) && le16_get(config->num_queues) > 1)
-        disk->device_num_queues = le16_get(config->num_queues);
-    disk->serial_writes = zoned(disk) && config->zoned.model == VIRTIO_BLK_Z_HM;
+    limits_set(disk, config);
+    disk->device_num_queues = le16_get(config->num_queues);
+    if (disk->device_num_queues == 0)
+        disk->device_num_queues = 1;
+    disk->serial_writes = ZONES && config->zoned.model == VIRTIO_BLK_Z_HM;
+#ifndef __OPTIMIZE_SIZE__
     disk->short_bytes_max = disk->size_max < disk->part_bytes_max ? disk->size_max : disk->part_bytes_max;
     disk->short_op_max = has_feature(disk, VIRTIO_BLK_F_RO) || disk->serial_writes ? VBLK_READ : VBLK_WRITE;
+#endif
     disk->has_flush = has_feature(disk, VIRTIO_BLK_F_FLUSH);
     write_cache_set(disk, config);
     return 0;
@@ -218,7 +226,7 @@ int config_apply(struct vblk *disk)
 
 /* After a reset: submitters of other queues use the limits at this very moment, so they must be the same as
  * before; only what may change at any time is taken over. -VBLK_ENOTSUP if they are not. */
-int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config)
+int vblk_config_apply_again(struct vblk *disk, const struct virtio_blk_config *config)
 {
     static const struct {
         uint8_t from, to;
@@ -230,7 +238,7 @@ int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config
     for (i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
         if (!same(now + limits[i].from, before + limits[i].from, limits[i].to - limits[i].from))
             return -VBLK_ENOTSUP;
-    capacity_set(disk, capacity_of(disk, config));
+    capacity_set(disk, vblk_capacity_of(disk, config));
     write_cache_set(disk, config);
     return 0;
 }
@@ -238,22 +246,22 @@ int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config
 /* A configuration change was announced, or may have been missed: capacity again (5.2.6.1), and whether the
  * device wants a reset (3.2.1). Called under `control`. Limits are not changed under requests in flight: the
  * specification lets a device change its capacity, and nothing else that is used here. */
-void config_refresh(struct vblk *disk)
+void vblk_config_refresh(struct vblk *disk)
 {
     struct virtio_blk_config config;
-    uint8_t status = status_get(disk);
+    uint8_t status = vblk_status_get(disk);
     uint64_t before = capacity_get(disk), sectors;
 
     if (status & VIRTIO_STATUS_DEVICE_NEEDS_RESET) /* gone devices read 0xff and are found by the recovery */
         __atomic_store_n(&disk->needs_reset, 1, __ATOMIC_RELEASE);
     if (status == 0xff || !(status & VIRTIO_STATUS_DRIVER_OK))
         return;
-    if (config_read(disk, disk->features, &config) < 0) {
-        say(disk, VBLK_LOG_WARNING,
-            "the configuration would not stand still: the capacity read before stays in force");
+    if (vblk_config_read(disk, disk->features, &config) < 0) {
+        vblk_say(disk, VBLK_LOG_WARNING,
+                 "the configuration would not stand still: the capacity stays as it was");
         return;
     }
-    sectors = capacity_of(disk, &config);
+    sectors = vblk_capacity_of(disk, &config);
     if (sectors == before)
         return;
     capacity_set(disk, sectors);
@@ -268,7 +276,7 @@ void vblk_config_changed(struct vblk *disk)
     if (state_get(disk) != DISK_LIVE || !control_try(disk))
         return;
     if (__atomic_exchange_n(&disk->config_pending, 0, __ATOMIC_SEQ_CST))
-        config_refresh(disk);
+        vblk_config_refresh(disk);
     control_release(disk);
 }
 
@@ -319,7 +327,7 @@ void vblk_info(const struct vblk *disk, struct vblk_info *info)
     info->write_cache = __atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED) != 0;
     info->failed = state_get(disk) == DISK_FAILED;
     info->packed_ring = disk->packed;
-    info->polling = disk->poll_only || disk->polling;
+    info->polling = disk->config.poll_only || disk->polling;
     info->recoveries = disk->recoveries;
     info->config = *config;
     info->config.capacity = le64_put(info->capacity_sectors);

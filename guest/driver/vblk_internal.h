@@ -16,9 +16,6 @@
 #include "guest/driver/vblk.h"
 #include "guest/driver/vq.h"
 
-void *memcpy(void *restrict to, const void *restrict from, size_t n);
-void *memset(void *to, int c, size_t n);
-
 /* What a small firmware may leave out when it compiles the driver (docs/porting.md) */
 #ifdef VBLK_WITHOUT_ZONES
 #define ZONES 0
@@ -45,6 +42,7 @@ struct part_dma {
 };
 _Static_assert(sizeof(struct part_dma) == VQ_SLOT_BYTES, "a line each");
 _Static_assert(offsetof(struct part_dma, status) == VQ_SLOT_STATUS, "vq.h");
+_Static_assert(VBLK_WRITE_ZEROES == VBLK_DISCARD + 1 && VBLK_SECURE_ERASE == VBLK_DISCARD + 2, "limits");
 _Static_assert(sizeof(struct virtio_blk_req_header) == VQ_HEADER_LEN, "vq.h");
 _Static_assert(offsetof(struct part_dma, status) == offsetof(struct part_dma, append_sector) + 8, "5.2.6");
 
@@ -70,16 +68,16 @@ struct queue {
     uint8_t *bounce;
     uint64_t bounce_addr;
     uint16_t index;
-    uint16_t vector;
     uint16_t nparts, free_part, oldest, newest;
     uint16_t max_pieces; /* data buffers of a chain */
     uint32_t free_piece;
-    bool guarded; /* there are other queues: see queue_enter */
+    bool guarded; /* there are other queues: see vblk_queue_enter */
     bool bounce_busy, polling, unkicked;
     uint32_t epoch; /* of the disk, when this queue last looked */
     struct vblk_request *waiting, *waiting_last;
     struct vblk_request *finished; /* answered without the device; completed by the next poll */
     uint32_t dirty_seq;            /* see disk->flush_seq */
+    uint32_t flushed_seq;          /* highest flush of this queue that succeeded */
     uint32_t lost_told;            /* disk->lost_seq as a flush of this queue last reported it */
 
     /* the watch on the oldest part (or waiting request) */
@@ -89,7 +87,7 @@ struct queue {
     uint8_t polls_unwatched, polls_per_watch;
     bool rekicked;
 
-    int inside; /* atomic; only with several queues: see queue_enter */
+    int inside; /* atomic; only with several queues: see vblk_queue_enter */
     struct vblk_queue_stats stats;
 
     void *dma_block;
@@ -100,23 +98,25 @@ struct queue {
 enum disk_state { DISK_STARTING, DISK_LIVE, DISK_SUSPENDED, DISK_FAILED };
 
 struct limits {
-    uint32_t max_sectors, max_seg, alignment;
+    uint32_t max_sectors, alignment;
 };
 
 struct vblk {
+    uint64_t capacity; /* sectors, whole blocks; see capacity_get */
     const struct vblk_platform *platform;
     struct vtr *vtr;
     uint64_t features, offered;
-    uint64_t capacity; /* sectors, whole blocks; see capacity_get */
     uint64_t deadline_ns;
     uint32_t block_size, sectors_per_block, block_shift;
     uint32_t size_max, seg_max; /* in force; never 0 */
     uint32_t part_bytes_max;    /* whole blocks */
-    uint32_t short_bytes_max;   /* in one descriptor */
-    uint32_t short_op_max;      /* VBLK_WRITE; VBLK_READ if writing has rules of its own */
-    struct limits discard, zeroes, erase;
+#ifndef __OPTIMIZE_SIZE__
+    uint32_t short_bytes_max; /* in one descriptor */
+    uint32_t short_op_max;    /* VBLK_WRITE; VBLK_READ if writing has rules of its own */
+#endif
+    struct limits limits[3]; /* of DISCARD, WRITE_ZEROES, SECURE_ERASE */
     unsigned num_queues, queue_size, device_num_queues;
-    bool poll_only, polling, packed, legacy, has_flush;
+    bool polling, packed, legacy, has_flush;
     bool serial_writes; /* host-managed zones: the parts of a write go one after the other */
     bool buffers_held;  /* failed, and the device may still own buffers */
 
@@ -127,12 +127,11 @@ struct vblk {
     int stop;         /* atomic: the owners of queues stay out */
     int needs_reset;  /* atomic */
     int config_pending;
-    uint32_t epoch;       /* atomic: device resets so far */
-    uint32_t flush_seq;   /* atomic: flushes sent */
-    uint32_t flushed_seq; /* atomic: highest flush that succeeded. A write that completes takes flush_seq + 1,
-                           * so a later flush, and no earlier one, covers it */
-    uint32_t lost_seq;    /* atomic: device resets that came between a write's completion and its flush */
-    uint32_t resets;      /* atomic: recoveries since something completed */
+    uint32_t epoch;     /* atomic: device resets so far */
+    uint32_t flush_seq; /* atomic: flushes sent. A write that completes takes flush_seq + 1 for its queue's
+                         * dirty_seq, so a later flush, on any queue, and no earlier one covers it */
+    uint32_t lost_seq;  /* atomic: device resets that came between a write's completion and its flush */
+    uint32_t resets;    /* atomic: recoveries since something completed */
     uint64_t recoveries;
 
     struct vblk_config config;
@@ -150,16 +149,22 @@ static inline bool has_feature(const struct vblk *disk, unsigned bit)
     return (disk->features & VIRTIO_BIT(bit)) != 0;
 }
 
-uint64_t now_ns(const struct vblk *disk);
-void relax(const struct vblk *disk);
+uint64_t vblk_now_ns(const struct vblk *disk);
+void vblk_relax(const struct vblk *disk);
 #ifdef VBLK_WITHOUT_MESSAGES
-#define say(disk, level, text) ((void)0)
+#define vblk_say(disk, level, text) ((void)0)
 #else
-void say(const struct vblk *disk, enum vblk_log_level level, const char *text);
+void vblk_say(const struct vblk *disk, enum vblk_log_level level, const char *text);
 #endif
-uint8_t status_get(const struct vblk *disk);
+/* Says TEXT, an error, and returns ERROR. */
+#ifdef VBLK_WITHOUT_MESSAGES
+#define vblk_refuse(disk, error, text) (error)
+#else
+int vblk_refuse(const struct vblk *disk, int error, const char *text);
+#endif
+uint8_t vblk_status_get(const struct vblk *disk);
 /* True if LIMIT nanoseconds have passed since SINCE; if not, after a pause. */
-bool waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit);
+bool vblk_waited_too_long(const struct vblk *disk, uint64_t since, uint64_t limit);
 
 /* A submitter may read it while an interrupt changes it. On a 32-bit machine it may then see half of each,
  * for once: a request is refused, or the device refuses it. */
@@ -206,11 +211,23 @@ static inline void control_release(struct vblk *disk)
     __atomic_store_n(&disk->control, 0, __ATOMIC_RELEASE);
 }
 
+/* Built for speed, these are inline wherever they are called; built for size, they are once in vblk_poll.c.
+ */
+#ifdef __OPTIMIZE_SIZE__
+#define SHARED
+bool vblk_queue_enter(struct queue *q);
+void vblk_queue_leave(struct queue *q);
+bool vblk_queue_ready(const struct queue *q);
+#else
+#define SHARED static inline
+#endif
+
+#if !defined(__OPTIMIZE_SIZE__) || defined(VBLK_SHARED_HERE)
 /* With several queues, who resets the device must know that no other owner is at work on a ring. An owner
  * says that it is inside and then looks whether it may be; the other one says stop and then looks who is
  * inside. Each side's store comes before its load in the one order of sequentially consistent operations, so
  * one of them sees the other. With one queue there is one owner, and nothing to ask. */
-static inline bool queue_enter(struct queue *q)
+SHARED bool vblk_queue_enter(struct queue *q)
 {
     if (q->guarded && !q->polling) {
         __atomic_store_n(&q->inside, 1, __ATOMIC_SEQ_CST);
@@ -222,7 +239,7 @@ static inline bool queue_enter(struct queue *q)
     return true;
 }
 
-static inline void queue_leave(struct queue *q)
+SHARED void vblk_queue_leave(struct queue *q)
 {
     if (q->guarded && !q->polling)
         __atomic_store_n(&q->inside, 0, __ATOMIC_RELEASE);
@@ -230,11 +247,12 @@ static inline void queue_leave(struct queue *q)
 
 /* May the queue's ring be given something? Not while suspended, broken, or not yet caught up with a device
  * reset. */
-static inline bool queue_ready(const struct queue *q)
+SHARED bool vblk_queue_ready(const struct queue *q)
 {
     return state_get(q->disk) == DISK_LIVE && !q->vq.broken &&
            q->epoch == __atomic_load_n(&q->disk->epoch, __ATOMIC_ACQUIRE);
 }
+#endif
 
 /* The part becomes the newest in flight. */
 static inline void part_link(struct queue *q, unsigned index)
@@ -270,19 +288,19 @@ static inline void part_unlink(struct queue *q, unsigned index)
 }
 
 /* vblk_config.c */
-int config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config);
-int config_apply(struct vblk *disk);
-int config_apply_again(struct vblk *disk, const struct virtio_blk_config *config);
-uint64_t capacity_of(const struct vblk *disk, const struct virtio_blk_config *config);
-void config_refresh(struct vblk *disk);
+int vblk_config_read(struct vblk *disk, uint64_t features, struct virtio_blk_config *config);
+int vblk_config_apply(struct vblk *disk);
+int vblk_config_apply_again(struct vblk *disk, const struct virtio_blk_config *config);
+uint64_t vblk_capacity_of(const struct vblk *disk, const struct virtio_blk_config *config);
+void vblk_config_refresh(struct vblk *disk);
 
 /* vblk_start.c */
-int device_reset(struct vblk *disk);
-int device_negotiate(struct vblk *disk, bool again);
-int device_enable_queues(struct vblk *disk);
-void device_go(struct vblk *disk);
-int queue_enable(struct vblk *disk, struct queue *q);
-void status_add(struct vblk *disk, uint8_t bits);
+int vblk_device_reset(struct vblk *disk);
+int vblk_device_negotiate(struct vblk *disk, bool again);
+int vblk_device_enable_queues(struct vblk *disk);
+void vblk_device_go(struct vblk *disk);
+int vblk_queue_enable(struct vblk *disk, struct queue *q);
+void vblk_status_add(struct vblk *disk, uint8_t bits);
 
 /* vblk_submit.c */
 enum {
@@ -303,29 +321,29 @@ struct op_info {
     uint8_t type; /* VIRTIO_BLK_T_ */
     uint16_t flags;
     uint8_t feature; /* its number, or 0 */
+    uint8_t bytes;   /* of data, exactly; 0: not fixed */
 };
 
 #define OP_COUNT ((unsigned)VBLK_ZONE_APPEND + 1)
-extern const struct op_info op_table[OP_COUNT];
+extern const struct op_info vblk_op_table[OP_COUNT];
 
-const struct limits *range_limits(const struct vblk *disk, enum vblk_op op);
-int status_result(const struct vblk *disk, uint8_t status);
+int vblk_status_result(const struct vblk *disk, uint8_t status);
 
 /* vblk_part.c */
-bool request_issue(struct queue *q, struct vblk_request *request);
-void request_finish_later(struct queue *q, struct vblk_request *request);
-bool part_put_on_ring(struct queue *q, unsigned index);
-bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bool held);
+bool vblk_request_issue(struct queue *q, struct vblk_request *request);
+void vblk_request_finish_later(struct queue *q, struct vblk_request *request);
+bool vblk_part_put_on_ring(struct queue *q, unsigned index);
+bool vblk_part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bool held);
 
 /* vblk_poll.c */
-void queue_kick(struct queue *q);
-unsigned queue_answer_all(struct queue *q);
+void vblk_queue_kick(struct queue *q);
+unsigned vblk_queue_answer_all(struct queue *q);
 
 /* vblk_recover.c */
-bool queue_catch_up(struct queue *q);
-void queue_watch(struct queue *q);
-bool others_out(struct vblk *disk, const struct queue *self);
-void others_in(struct vblk *disk);
-void disk_fail(struct vblk *disk, int reset_result);
+void vblk_queue_catch_up(struct queue *q);
+void vblk_queue_watch(struct queue *q);
+bool vblk_others_out(struct vblk *disk, const struct queue *self);
+void vblk_others_in(struct vblk *disk);
+void vblk_disk_fail(struct vblk *disk, int reset_result);
 
 #endif

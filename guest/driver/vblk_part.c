@@ -40,31 +40,23 @@ static void piece_unshare(struct queue *q, const struct vq_piece *piece, bool in
                           (vblk_dma_addr){piece->addr});
 }
 
-/* Ends the sharing of all pieces after LAST, and gives them back to the pool. */
-static void pieces_drop_after(struct queue *q, struct part *part, struct vq_piece *last, bool in)
+/* Ends the sharing of all of the part's pieces, and gives them back to the pool. */
+static void pieces_drop(struct queue *q, struct part *part, bool in)
 {
-    uint32_t index = last->next;
+    struct vq_piece *piece = &part->piece;
+    uint32_t index = VQ_NO_PIECE;
 
-    last->next = VQ_NO_PIECE;
-    while (index != VQ_NO_PIECE) {
-        struct vq_piece *piece = &q->pool[index];
+    while (part->npieces) {
         uint32_t next = piece->next;
         piece_unshare(q, piece, in);
-        piece->next = q->free_piece;
-        q->free_piece = index;
-        part->npieces--;
+        if (index != VQ_NO_PIECE) {
+            piece->next = q->free_piece;
+            q->free_piece = index;
+        }
         index = next;
+        if (--part->npieces)
+            piece = &q->pool[index];
     }
-}
-
-static inline void pieces_drop(struct queue *q, struct part *part, bool in)
-{
-    if (part->npieces == 0)
-        return;
-    if (part->npieces > 1)
-        pieces_drop_after(q, part, &part->piece, in);
-    piece_unshare(q, &part->piece, in);
-    part->npieces = 0;
 }
 
 /* Shares the next up to WANT bytes at MEM as a piece after *LAST, which it becomes. An error, or 0. */
@@ -108,53 +100,30 @@ static bool piece_own(struct queue *q, struct part *part, struct vq_piece **last
     return true;
 }
 
-/* Keeps the first KEEP bytes only, more than none. A piece that must be shorter is shared anew: a bounce
- * buffer would otherwise copy back more than the device was told of. False if it then comes out even shorter.
- */
-static bool pieces_keep(struct queue *q, struct part *part, uint32_t keep, bool in)
-{
-    struct vq_piece *piece = &part->piece, *before = NULL, short_piece;
-    const struct vblk_platform *platform = q->disk->platform;
-    size_t contiguous = 0;
-    vblk_dma_addr addr;
-
-    while (keep >= piece->len) {
-        keep -= piece->len;
-        before = piece;
-        if (keep == 0) {
-            pieces_drop_after(q, part, before, in);
-            return true;
-        }
-        piece = &q->pool[piece->next];
-    }
-    pieces_drop_after(q, part, piece, in);
-    short_piece = *piece;
-    piece_unshare(q, piece, in);
-    piece->mem = NULL; /* nothing of it is shared, should it now fail */
-    if (platform->share(platform->ctx, short_piece.mem, keep, in ? VBLK_FROM_DEVICE : VBLK_TO_DEVICE, &addr,
-                        &contiguous) < 0)
-        return false;
-    piece->mem = short_piece.mem;
-    piece->addr = addr.value;
-    piece->len = (uint32_t)contiguous;
-    return contiguous == keep;
-}
-
-/* Copies between the bounce block and the request's segments, from where the part begins. */
-static void bounce_copy(struct queue *q, const struct part *part, bool to_caller)
+/* Copies N bytes between OWN and the caller's segments, from OFFSET behind where the part begins; OWN = NULL:
+ * makes zeroes of them. */
+static void segs_copy(const struct part *part, uint64_t offset, size_t n, uint8_t *own, bool to_caller)
 {
     const struct vblk_seg *seg = &part->request->segs[part->seg];
-    size_t done = 0, offset = (size_t)part->seg_offset;
 
-    for (; done < part->amount; seg++, offset = 0) {
-        size_t n = seg->len - offset;
-        if (n > part->amount - done)
-            n = part->amount - done;
-        if (to_caller)
-            memcpy((uint8_t *)seg->addr + offset, q->bounce + done, n);
-        else
-            memcpy(q->bounce + done, (const uint8_t *)seg->addr + offset, n);
-        done += n;
+    for (offset += part->seg_offset; n; seg++) {
+        uint8_t *at = (uint8_t *)seg->addr + offset;
+        size_t here = seg->len;
+        if (offset >= here) {
+            offset -= here;
+            continue;
+        }
+        here -= (size_t)offset;
+        offset = 0;
+        if (here > n)
+            here = n;
+        n -= here;
+        if (!own) {
+            memset(at, 0, here);
+            continue;
+        }
+        memcpy(to_caller ? at : own, to_caller ? own : at, here);
+        own += here;
     }
 }
 
@@ -181,63 +150,73 @@ static int part_bounce(struct queue *q, struct part *part, uint32_t room)
     return 0;
 }
 
-/* Collects what of the request's data one part can hold, beginning where the part before it ended: in whole
- * blocks, or all of it. ROOM: descriptors for data. -VBLK_EAGAIN: not now. */
-static int part_gather(struct queue *q, struct vblk_request *request, struct part *part, unsigned flags,
-                       uint32_t room)
+/* Shares the request's data from where the part begins: up to LIMIT bytes, in up to ROOM pieces. */
+static int pieces_share(struct queue *q, struct part *part, bool in, uint32_t limit, uint32_t room)
 {
-    struct vblk *disk = q->disk;
-    bool in = flags & OP_IN, all_room = room >= q->max_pieces;
-    uint32_t limit = disk->part_bytes_max, bytes = 0, keep;
+    const struct vblk_seg *seg = &part->request->segs[part->seg];
+    size_t offset = (size_t)part->seg_offset;
     struct vq_piece *last = NULL;
-    int result;
-    const struct vblk_seg *seg = &request->segs[request->driver.seg];
-    size_t offset = request->driver.seg_offset;
+    int result = 0;
 
-    if (request->driver.remaining < limit)
-        limit = (uint32_t)request->driver.remaining;
-    if (all_room)
-        room = q->max_pieces;
-    while (bytes < limit && part->npieces < room) {
+    part->amount = 0;
+    while (part->amount < limit && part->npieces < room) {
         size_t want = seg->len - offset;
         if (want == 0) {
             seg++;
             offset = 0;
             continue;
         }
-        if (want > limit - bytes)
-            want = limit - bytes;
-        if (want > disk->size_max)
-            want = disk->size_max;
+        if (want > limit - part->amount)
+            want = limit - part->amount;
+        if (want > q->disk->size_max)
+            want = q->disk->size_max;
         result = piece_share(q, part, &last, (uint8_t *)seg->addr + offset, want, in);
         if (result < 0)
-            return result;
-        bytes += last->len;
+            break;
+        part->amount += last->len;
         offset += last->len;
     }
-    part->amount = bytes;
-    if (bytes == request->driver.remaining)
-        return 0;
-    if (flags & OP_WHOLE)
-        return all_room || q->oldest == NONE16 ? -VBLK_EINVAL : -VBLK_EAGAIN;
-    keep = bytes & ~(disk->block_size - 1);
-    if (keep == bytes)
-        return 0;
-    part->amount = keep;
-    if (keep && pieces_keep(q, part, keep, in))
-        return 0;
-    /* not one block fits, or it can't be cut there */
-    pieces_drop(q, part, in);
-    return all_room || q->oldest == NONE16 ? part_bounce(q, part, room) : -VBLK_EAGAIN;
+    return result;
+}
+
+/* Collects what of the request's data one part can hold, beginning where the part before it ended: in whole
+ * blocks, or all of it. ROOM: descriptors for data. -VBLK_EAGAIN: not now. */
+static int part_gather(struct queue *q, struct part *part, unsigned flags, uint32_t room)
+{
+    uint64_t remaining = part->request->driver.remaining;
+    uint32_t limit = q->disk->part_bytes_max;
+    bool in = flags & OP_IN,
+         later = room < q->max_pieces && q->oldest != NONE16; /* there will be more room */
+    int result;
+
+    if (remaining < limit)
+        limit = (uint32_t)remaining;
+    if (room > q->max_pieces)
+        room = q->max_pieces;
+    for (;;) {
+        result = pieces_share(q, part, in, limit, room);
+        if (result < 0 || part->amount == remaining)
+            return result;
+        if (flags & OP_WHOLE)
+            return later ? -VBLK_EAGAIN : -VBLK_EINVAL;
+        limit = part->amount & ~(q->disk->block_size - 1);
+        if (limit == part->amount)
+            return 0;
+        /* It ends within a block: once more, with less. A piece that must be shorter has to be shared anew,
+         * as a bounce buffer would otherwise copy back more than the device was told of. */
+        pieces_drop(q, part, in);
+        if (limit == 0) /* not one block fits */
+            return later ? -VBLK_EAGAIN : part_bounce(q, part, room);
+    }
 }
 
 /* ---- on the ring, and off it ---- */
 
 /* Builds the part's chain and shows it to the device. False if the ring has no room. */
-bool part_put_on_ring(struct queue *q, unsigned index)
+bool vblk_part_put_on_ring(struct queue *q, unsigned index)
 {
     struct part *part = &q->parts[index];
-    const struct op_info *op = &op_table[part->request->op];
+    const struct op_info *op = &vblk_op_table[part->request->op];
     struct part_dma *dma = &q->dma[index];
     unsigned op_flags = op->flags, flags = 0;
     uint32_t writable = 1;
@@ -265,7 +244,7 @@ bool part_put_on_ring(struct queue *q, unsigned index)
         if (part->bounced && (op_flags & OP_IN))
             memset(q->bounce, 0, part->amount); /* nothing of an earlier request shows through */
         else if (part->bounced)
-            bounce_copy(q, part, false);
+            segs_copy(part, 0, part->amount, q->bounce, false);
     }
     if (!vq_put(&q->vq, index, part->npieces ? &part->piece : NULL, part->npieces, flags, writable))
         return false;
@@ -276,7 +255,7 @@ bool part_put_on_ring(struct queue *q, unsigned index)
 /* A range's next chunk: not over the limit, and up to a multiple of the alignment that the device likes. */
 static uint32_t range_chunk(const struct vblk *disk, const struct vblk_request *request)
 {
-    const struct limits *limits = range_limits(disk, request->op);
+    const struct limits *limits = &disk->limits[request->op - VBLK_DISCARD];
     uint32_t chunk = limits->max_sectors;
 
     if (request->driver.remaining <= chunk)
@@ -337,6 +316,8 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
     part->request = request;
     part->sector = request->driver.sector;
     part->seg = request->driver.seg;
+    if (flags & OP_FLUSH) /* before the device can see it: what completes meanwhile may not be covered */
+        part->seg = __atomic_add_fetch(&q->disk->flush_seq, 1, __ATOMIC_SEQ_CST);
     part->seg_offset = request->driver.seg_offset;
     part->npieces = 0;
     part->attempts = 0;
@@ -347,7 +328,7 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
         uint32_t room = data_room(q, request);
         if (room == 0)
             return -VBLK_EAGAIN;
-        result = part_gather(q, request, part, flags, room);
+        result = part_gather(q, part, flags, room);
     } else if (flags & OP_RANGE) {
         struct vq_piece *last = NULL;
         uint64_t slot = q->vq.slots_addr + (uint64_t)index * VQ_SLOT_BYTES;
@@ -355,9 +336,7 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
         (void)piece_own(q, part, &last, slot + offsetof(struct part_dma, range),
                         sizeof(struct virtio_blk_range));
     }
-    if (flags & OP_FLUSH) /* before the device can see it: what completes meanwhile may not be covered */
-        part->seg = __atomic_add_fetch(&q->disk->flush_seq, 1, __ATOMIC_SEQ_CST);
-    if (result == 0 && !part_put_on_ring(q, index))
+    if (result == 0 && !vblk_part_put_on_ring(q, index))
         result = -VBLK_EAGAIN;
     if (result < 0) {
         pieces_drop(q, part, flags & OP_IN);
@@ -373,16 +352,16 @@ static int part_issue(struct queue *q, struct vblk_request *request, const struc
 }
 
 /* For requests that end without the device: `complete` is called by the next poll, never by a submit. */
-void request_finish_later(struct queue *q, struct vblk_request *request)
+void vblk_request_finish_later(struct queue *q, struct vblk_request *request)
 {
     request->driver.next = q->finished;
     q->finished = request;
 }
 
 /* Puts as much of the request on the ring as goes. False: it has to wait for more room. */
-bool request_issue(struct queue *q, struct vblk_request *request)
+bool vblk_request_issue(struct queue *q, struct vblk_request *request)
 {
-    const struct op_info *op = &op_table[request->op];
+    const struct op_info *op = &vblk_op_table[request->op];
 
     while (request->driver.remaining) {
         int result = -VBLK_EAGAIN;
@@ -396,25 +375,10 @@ bool request_issue(struct queue *q, struct vblk_request *request)
                 request->driver.result = result;
             request->driver.remaining = 0;
             if (request->driver.parts == 0)
-                request_finish_later(q, request);
+                vblk_request_finish_later(q, request);
         }
     }
     return true;
-}
-
-/* Bytes that the device does not claim to have written are not the device's answer (2.7.8.3). */
-static void zero_tail(const struct vblk_request *request, uint32_t used_len)
-{
-    uint64_t at = 0;
-    uint32_t i;
-
-    for (i = 0; i < request->nsegs; i++) {
-        const struct vblk_seg *seg = &request->segs[i];
-        uint64_t from = used_len > at ? used_len - at : 0;
-        if (from < seg->len)
-            memset((uint8_t *)seg->addr + from, 0, (size_t)(seg->len - from));
-        at += seg->len;
-    }
 }
 
 /* Writes that were complete when the device was reset may be gone, and no flush whose caller has not heard of
@@ -422,16 +386,10 @@ static void zero_tail(const struct vblk_request *request, uint32_t used_len)
  * one's answer. */
 static int flush_done(struct queue *q, const struct part *part)
 {
-    struct vblk *disk = q->disk;
-    uint32_t seq = __atomic_load_n(&disk->flushed_seq, __ATOMIC_RELAXED);
-    uint32_t lost = __atomic_load_n(&disk->lost_seq, __ATOMIC_RELAXED);
-
-    while ((int32_t)(part->seg - seq) > 0 &&
-           !__atomic_compare_exchange_n(&disk->flushed_seq, &seq, part->seg, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED))
-        ;
-    q->lost_told = lost;
-    return part->request->driver.seg == lost ? 0 : -VBLK_EIO;
+    if ((int32_t)(part->seg - q->flushed_seq) > 0)
+        q->flushed_seq = part->seg;
+    q->lost_told = __atomic_load_n(&q->disk->lost_seq, __ATOMIC_RELAXED);
+    return part->request->driver.seg == q->lost_told ? 0 : -VBLK_EIO;
 }
 
 /* Did the device fill less than was to be read, and say so? What it does not claim to have written is no
@@ -456,20 +414,20 @@ static int append_done(const struct queue *q, unsigned index, struct vblk_reques
 
 /* The part is no longer the device's (or, HELD, may be for ever: then its buffers stay shared). Counts it off
  * its request. True: that was the last, and `complete` is due. */
-bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bool held)
+bool vblk_part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bool held)
 {
     struct vblk *disk = q->disk;
     struct part *part = &q->parts[index];
     struct vblk_request *request = part->request;
-    const struct op_info *op = &op_table[request->op];
+    const struct op_info *op = &vblk_op_table[request->op];
 
-    if (result == 0 && op == &op_table[VBLK_READ] && read_short(q, part, used_len))
+    if (result == 0 && request->op == VBLK_READ && read_short(q, part, used_len))
         result = -VBLK_EIO;
     if (!held) {
         pieces_drop(q, part, op->flags & OP_IN);
         if (part->bounced) {
             if (result == 0 && (op->flags & OP_IN))
-                bounce_copy(q, part, true);
+                segs_copy(part, 0, part->amount, q->bounce, true);
             q->bounce_busy = false;
         }
     }
@@ -478,8 +436,9 @@ bool part_end(struct queue *q, unsigned index, uint32_t used_len, int result, bo
             q->dirty_seq = __atomic_load_n(&disk->flush_seq, __ATOMIC_SEQ_CST) + 1;
         else if (op->flags & OP_FLUSH)
             result = flush_done(q, part);
-        else if ((op->flags & OP_WHOLE) && (op->flags & OP_IN))
-            zero_tail(request, used_len);
+        else if ((op->flags & OP_WHOLE) && (op->flags & OP_IN) && used_len < part->amount)
+            /* what it does not claim to have written is not the device's answer (2.7.8.3) */
+            segs_copy(part, used_len, part->amount - used_len, NULL, true);
         if (op->flags & OP_ONCE)
             result = append_done(q, index, request);
     }

@@ -5,10 +5,11 @@
  * poll takes no more completions than the ring is large, so it ends whatever the device does.
  */
 #include "guest/driver/vblk_barrier.h"
+#define VBLK_SHARED_HERE
 #include "guest/driver/vblk_internal.h"
 
 /* Tells the device of all that was put on the ring since the last time, if it wants to know. */
-void queue_kick(struct queue *q)
+void vblk_queue_kick(struct queue *q)
 {
     struct vblk *disk = q->disk;
 
@@ -32,12 +33,12 @@ void vblk_kick(struct vblk *disk, unsigned queue)
     if (queue >= disk->num_queues)
         return;
     q = &disk->queues[queue];
-    if (!q->unkicked || !queue_enter(q))
+    if (!q->unkicked || !vblk_queue_enter(q))
         return; /* kept out by a reset of the device: what is on the ring is put there again, and kicked,
                    after it */
-    if (q->unkicked && queue_ready(q))
-        queue_kick(q);
-    queue_leave(q);
+    if (q->unkicked && vblk_queue_ready(q))
+        vblk_queue_kick(q);
+    vblk_queue_leave(q);
 }
 
 static inline void request_complete(struct queue *q, struct vblk_request *request)
@@ -118,7 +119,7 @@ static unsigned take_used(struct queue *q, bool *any)
             continue;
         }
 #endif
-        if (part_end(q, token, len, status_result(q->disk, status), false)) {
+        if (vblk_part_end(q, token, len, vblk_status_result(q->disk, status), false)) {
             request_complete(q, request);
             n++;
         }
@@ -131,14 +132,14 @@ static void issue_waiting(struct queue *q)
     while (q->waiting) {
         struct vblk_request *next =
             q->waiting->driver.next; /* of this list: a request that fails joins another */
-        if (!request_issue(q, q->waiting))
+        if (!vblk_request_issue(q, q->waiting))
             return;
         q->waiting = next;
     }
 }
 
 /* A failed disk: every request of the queue is answered. */
-unsigned queue_answer_all(struct queue *q)
+unsigned vblk_queue_answer_all(struct queue *q)
 {
     struct vblk *disk = q->disk;
     bool held = disk->buffers_held;
@@ -148,7 +149,7 @@ unsigned queue_answer_all(struct queue *q)
     while (q->oldest != NONE16) {
         unsigned index = q->oldest;
         struct vblk_request *request = q->parts[index].request;
-        if (part_end(q, index, 0, held ? -VBLK_ENOTRECOVERABLE : -VBLK_ENODEV, held)) {
+        if (vblk_part_end(q, index, 0, held ? -VBLK_ENOTRECOVERABLE : -VBLK_ENODEV, held)) {
             request_complete(q, request);
             n++;
         }
@@ -174,32 +175,33 @@ unsigned vblk_poll(struct vblk *disk, unsigned queue)
     if (queue >= disk->num_queues)
         return 0;
     q = &disk->queues[queue];
-    if (q->polling || !queue_enter(q))
+    if (q->polling || !vblk_queue_enter(q))
         return 0;
     q->stats.polls++;
     q->polling = true;
     n = complete_finished(q);
-    if (state_get(disk) == DISK_LIVE && queue_catch_up(q)) {
+    if (state_get(disk) == DISK_LIVE) {
+        vblk_queue_catch_up(q);
         n += take_used(q, &any);
         if (any)
             progress(q);
         if (q->waiting && !q->vq.broken) {
             issue_waiting(q);
             if (q->unkicked)
-                queue_kick(q);
+                vblk_queue_kick(q);
         }
         if (q->vq.broken || ++q->polls_unwatched >= q->polls_per_watch ||
             __atomic_load_n(&disk->needs_reset, __ATOMIC_RELAXED) ||
             __atomic_load_n(&disk->config_pending, __ATOMIC_RELAXED)) {
             q->polls_unwatched = 0;
-            queue_watch(q);
+            vblk_queue_watch(q);
         }
         n += complete_finished(q);
     }
     q->polling = false;
     if (state_get(disk) == DISK_FAILED)
-        n += queue_answer_all(q);
-    queue_leave(q);
+        n += vblk_queue_answer_all(q);
+    vblk_queue_leave(q);
     return n;
 }
 
@@ -210,10 +212,10 @@ void vblk_interrupts_off(struct vblk *disk, unsigned queue)
     if (queue >= disk->num_queues)
         return;
     q = &disk->queues[queue];
-    if (queue_enter(q)) {
-        if (queue_ready(q))
+    if (vblk_queue_enter(q)) {
+        if (vblk_queue_ready(q))
             vq_interrupts_off(&q->vq);
-        queue_leave(q);
+        vblk_queue_leave(q);
     }
 }
 
@@ -225,14 +227,14 @@ bool vblk_interrupts_on(struct vblk *disk, unsigned queue)
     if (queue >= disk->num_queues)
         return false;
     q = &disk->queues[queue];
-    if (q->finished || !queue_enter(q))
+    if (q->finished || !vblk_queue_enter(q))
         return true;
     q->polls_per_watch = 1; /* who asks is about to sleep, and no spinner: the next poll looks at the clock */
-    if (queue_ready(q))
-        pending = disk->poll_only ? q->oldest != NONE16 : vq_interrupts_on(&q->vq);
+    if (vblk_queue_ready(q))
+        pending = disk->config.poll_only ? q->oldest != NONE16 : vq_interrupts_on(&q->vq);
     else
         pending = state_get(disk) != DISK_SUSPENDED && (q->oldest != NONE16 || q->waiting);
-    queue_leave(q);
+    vblk_queue_leave(q);
     return pending;
 }
 

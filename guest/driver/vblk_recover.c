@@ -19,20 +19,20 @@
 
 /* Keeps the owners of the other queues off their rings. False if one of them stays inside for long: then
  * nothing was done, and it is tried again by a later poll. */
-bool others_out(struct vblk *disk, const struct queue *self)
+bool vblk_others_out(struct vblk *disk, const struct queue *self)
 {
     uint64_t since;
     unsigned i;
 
     if (disk->num_queues == 1)
         return true;
-    __atomic_store_n(&disk->stop, 1, __ATOMIC_SEQ_CST); /* pairs with queue_enter */
-    since = now_ns(disk);
+    __atomic_store_n(&disk->stop, 1, __ATOMIC_SEQ_CST); /* pairs with vblk_queue_enter */
+    since = vblk_now_ns(disk);
     for (i = 0; i < disk->num_queues; i++) {
         struct queue *q = &disk->queues[i];
         while (q != self && __atomic_load_n(&q->inside, __ATOMIC_SEQ_CST)) {
-            if (waited_too_long(disk, since, OTHERS_OUT_NS)) {
-                others_in(disk);
+            if (vblk_waited_too_long(disk, since, OTHERS_OUT_NS)) {
+                vblk_others_in(disk);
                 return false;
             }
         }
@@ -40,21 +40,21 @@ bool others_out(struct vblk *disk, const struct queue *self)
     return true;
 }
 
-void others_in(struct vblk *disk)
+void vblk_others_in(struct vblk *disk)
 {
     __atomic_store_n(&disk->stop, 0, __ATOMIC_SEQ_CST);
 }
 
 /* The end. RESET_RESULT: what device_reset said; a device that is neither reset nor gone may still be cut
  * off, and if not even that, the buffers that it has are never safe again. */
-void disk_fail(struct vblk *disk, int reset_result)
+void vblk_disk_fail(struct vblk *disk, int reset_result)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
 
     if (reset_result == -VBLK_ETIMEDOUT && !(ops->cut_off && ops->cut_off(disk->vtr)))
         disk->buffers_held = true;
     if (reset_result == 0)
-        status_add(disk, VIRTIO_STATUS_FAILED);
+        vblk_status_add(disk, VIRTIO_STATUS_FAILED);
     state_set(disk, DISK_FAILED);
 }
 
@@ -68,7 +68,7 @@ static void queue_resubmit(struct queue *q)
     while (index != NONE16) {
         struct part *part = &q->parts[index];
         struct vblk_request *request = part->request;
-        const struct op_info *op = &op_table[request->op];
+        const struct op_info *op = &vblk_op_table[request->op];
         unsigned next = part->newer;
         part->watched = false;
         uint64_t sectors = op->flags & OP_BLOCKS ? part->amount / VIRTIO_BLK_SECTOR_BYTES : part->amount;
@@ -81,19 +81,19 @@ static void queue_resubmit(struct queue *q)
         else if ((op->flags & (OP_BLOCKS | OP_RANGE)) &&
                  (part->sector > capacity_get(disk) || sectors > capacity_get(disk) - part->sector))
             result = -VBLK_ERANGE; /* the disk has shrunk meanwhile */
-        else if (!part_put_on_ring(q, index))
+        else if (!vblk_part_put_on_ring(q, index))
             result = -VBLK_EIO;
-        if (result < 0 && part_end(q, index, 0, result, false))
-            request_finish_later(q, request);
+        if (result < 0 && vblk_part_end(q, index, 0, result, false))
+            vblk_request_finish_later(q, request);
         index = next;
     }
     q->rekicked = false;
     if (q->unkicked)
-        queue_kick(q);
+        vblk_queue_kick(q);
 }
 
 /* The owner of each queue resubmits what was on its ring when somebody reset the device. */
-bool queue_catch_up(struct queue *q)
+void vblk_queue_catch_up(struct queue *q)
 {
     uint32_t epoch = __atomic_load_n(&q->disk->epoch, __ATOMIC_ACQUIRE);
 
@@ -101,7 +101,6 @@ bool queue_catch_up(struct queue *q)
         queue_resubmit(q);
         q->epoch = epoch;
     }
-    return true;
 }
 
 /* 2.6.1: this queue alone. The others don't notice. */
@@ -109,31 +108,34 @@ static int queue_reset(struct queue *q)
 {
     struct vblk *disk = q->disk;
     const struct vtr_ops *ops = disk->vtr->ops;
-    uint64_t since = now_ns(disk);
+    uint64_t since = vblk_now_ns(disk);
 
     ops->queue_reset(disk->vtr, q->index);
     while (!ops->queue_is_reset(disk->vtr, q->index)) {
-        if (waited_too_long(disk, since, disk->deadline_ns)) {
-            say(disk, VBLK_LOG_WARNING, "the queue would not be reset");
+        if (vblk_waited_too_long(disk, since, disk->deadline_ns)) {
+            vblk_say(disk, VBLK_LOG_WARNING, "the queue would not be reset");
             return -VBLK_ETIMEDOUT;
         }
     }
     vq_reset(&q->vq);
-    return queue_enable(disk, q);
+    return vblk_queue_enable(disk, q);
 }
 
-/* Were writes complete, but not yet made durable by a flush? With the write cache off there are none. */
+/* Were writes complete, but not yet made durable by a flush? With the write cache off there are none. All
+ * other owners are out. */
 static bool unflushed_writes(const struct vblk *disk)
 {
-    uint32_t flushed = __atomic_load_n(&disk->flushed_seq, __ATOMIC_RELAXED);
+    uint32_t flushed = disk->queues[0].flushed_seq, dirty = disk->queues[0].dirty_seq;
     unsigned i;
 
-    if (!__atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED))
-        return false;
-    for (i = 0; i < disk->num_queues; i++)
-        if ((int32_t)(disk->queues[i].dirty_seq - flushed) > 0)
-            return true;
-    return false;
+    for (i = 1; i < disk->num_queues; i++) {
+        const struct queue *q = &disk->queues[i];
+        if ((int32_t)(q->flushed_seq - flushed) > 0)
+            flushed = q->flushed_seq;
+        if ((int32_t)(q->dirty_seq - dirty) > 0)
+            dirty = q->dirty_seq;
+    }
+    return (int32_t)(dirty - flushed) > 0 && __atomic_load_n(&disk->write_cache, __ATOMIC_RELAXED);
 }
 
 static void restore_write_cache(struct vblk *disk)
@@ -150,32 +152,38 @@ static void restore_write_cache(struct vblk *disk)
 }
 
 /* Reset, the same negotiation, the same queues. All other owners are out. */
-static int device_restart(struct vblk *disk)
+static void device_restart(struct vblk *disk)
 {
     bool lost = unflushed_writes(disk);
     unsigned i;
-    int result = device_reset(disk);
+    int result = vblk_device_reset(disk);
 
     if (result < 0)
         goto dead;
     if (lost)
-        __atomic_add_fetch(&disk->lost_seq, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&disk->lost_seq, disk->lost_seq + 1, __ATOMIC_RELAXED);
     for (i = 0; i < disk->num_queues; i++)
         vq_reset(&disk->queues[i].vq);
-    result = device_negotiate(disk, true);
+    result = vblk_device_negotiate(disk, true);
     if (result == 0)
-        result = device_enable_queues(disk);
+        result = vblk_device_enable_queues(disk);
     if (result < 0) {
-        result = device_reset(disk); /* queues may be enabled; their memory goes back only after this */
+        result = vblk_device_reset(disk); /* queues may be enabled; their memory goes back only after this */
         goto dead;
     }
     restore_write_cache(disk);
-    device_go(disk);
-    __atomic_add_fetch(&disk->epoch, 1, __ATOMIC_RELEASE);
-    return 0;
+    vblk_device_go(disk);
+    __atomic_store_n(&disk->epoch, disk->epoch + 1, __ATOMIC_RELEASE);
+    return;
 dead:
-    disk_fail(disk, result);
-    return -VBLK_ENODEV;
+    vblk_disk_fail(disk, result);
+}
+
+static void count_recovery(struct queue *q, uint32_t tries)
+{
+    q->disk->recoveries++;
+    q->stats.recoveries++;
+    __atomic_store_n(&q->disk->resets, tries, __ATOMIC_RELAXED);
 }
 
 /* The queue can't go on as it is. Called by its owner, from vblk_poll. */
@@ -189,37 +197,32 @@ static void queue_recover(struct queue *q, bool device)
         return; /* somebody else is at it */
     tried = __atomic_load_n(&disk->resets, __ATOMIC_RELAXED);
     if (!device && tried == 0 && has_feature(disk, VIRTIO_F_RING_RESET)) {
-        disk->recoveries++;
-        q->stats.recoveries++;
-        __atomic_store_n(&disk->resets, 1, __ATOMIC_RELAXED);
+        count_recovery(q, 1);
         if (queue_reset(q) == 0) {
             queue_resubmit(q);
-            control_release(disk);
-            return;
+            goto release;
         }
         q->vq.broken = true; /* nothing more goes on it before the device was reset */
     }
-    if (!others_out(disk, q)) {
+    if (!vblk_others_out(disk, q)) {
         __atomic_store_n(&disk->needs_reset, 1, __ATOMIC_RELEASE);
-        control_release(disk);
-        return;
+        goto release;
     }
     __atomic_store_n(&disk->needs_reset, 0, __ATOMIC_RELEASE);
-    disk->recoveries++;
-    q->stats.recoveries++;
-    __atomic_store_n(&disk->resets, tried + 1, __ATOMIC_RELAXED);
+    count_recovery(q, tried + 1);
     if (tried >= ATTEMPTS_MAX) {
-        say(disk, VBLK_LOG_ERROR, "the device stays bad after several resets: the disk has failed");
-        disk_fail(disk, device_reset(disk));
+        vblk_say(disk, VBLK_LOG_ERROR, "the device stays bad after several resets");
+        vblk_disk_fail(disk, vblk_device_reset(disk));
     } else {
-        (void)device_restart(disk);
+        device_restart(disk);
     }
-    others_in(disk);
+    vblk_others_in(disk);
     if (state_get(disk) == DISK_LIVE) {
-        (void)queue_catch_up(q);
+        vblk_queue_catch_up(q);
         if (capacity_get(disk) != capacity && disk->capacity_callback)
             disk->capacity_callback(disk->capacity_opaque, capacity_get(disk));
     }
+release:
     control_release(disk);
 }
 
@@ -232,17 +235,17 @@ static void give_up_waiting(struct queue *q)
     q->waiting = request->driver.next;
     request->driver.result = -VBLK_ETIMEDOUT;
     request->driver.remaining = 0;
-    request_finish_later(q, request);
+    vblk_request_finish_later(q, request);
 }
 
 static void look_at_status(struct queue *q)
 {
     struct vblk *disk = q->disk;
-    uint8_t status = status_get(disk);
+    uint8_t status = vblk_status_get(disk);
 
     if (status == 0xff) {
-        say(disk, VBLK_LOG_ERROR, "the device is gone");
-        disk_fail(disk, -VBLK_ENODEV);
+        vblk_say(disk, VBLK_LOG_ERROR, "the device is gone");
+        vblk_disk_fail(disk, -VBLK_ENODEV);
     } else if ((status & VIRTIO_STATUS_DEVICE_NEEDS_RESET) || !(status & VIRTIO_STATUS_DRIVER_OK)) {
         queue_recover(q, true);
     }
@@ -271,7 +274,7 @@ static void kick_again(struct queue *q)
 /* Called by every poll of an owner who polls seldom, and by some of those of one who spins, for whom the
  * clock may cost more than the poll. The oldest part is watched from the first look at it, not from when it
  * was submitted: a caller who did not poll, or a machine that was stopped, is no fault of the device. */
-void queue_watch(struct queue *q)
+void vblk_queue_watch(struct queue *q)
 {
     struct vblk *disk = q->disk;
     struct part *part = q->oldest == NONE16 ? NULL : &q->parts[q->oldest];
@@ -279,7 +282,7 @@ void queue_watch(struct queue *q)
     uint64_t now, elapsed;
 
     if (q->vq.broken) {
-        say(disk, VBLK_LOG_ERROR, "the device wrote nonsense into the used ring");
+        vblk_say(disk, VBLK_LOG_ERROR, "the device wrote nonsense into the used ring");
         queue_recover(q, false);
         return;
     }
@@ -293,7 +296,7 @@ void queue_watch(struct queue *q)
         q->watch_request = NULL;
         return;
     }
-    now = now_ns(disk);
+    now = vblk_now_ns(disk);
     q->polls_per_watch = now - q->watch_last_ns < disk->deadline_ns / 256 ? POLLS_PER_WATCH : 1;
     q->watch_last_ns = now;
     if (!still_the_same(q, part, request)) {
@@ -314,7 +317,7 @@ void queue_watch(struct queue *q)
         q->watch_request = NULL;
         if (part) {
             part->watched = false;
-            say(disk, VBLK_LOG_WARNING, "a request was not done within its deadline");
+            vblk_say(disk, VBLK_LOG_WARNING, "a request was not done within its deadline");
             queue_recover(q, false);
         } else {
             give_up_waiting(q);

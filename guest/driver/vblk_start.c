@@ -111,7 +111,6 @@ static void queue_carve(struct vblk *disk, struct queue *q, unsigned index, cons
 {
     q->disk = disk;
     q->index = (uint16_t)index;
-    q->vector = VTR_NO_VECTOR;
     q->nparts = (uint16_t)shape->parts;
     q->parts = carve(at, sizeof(struct part) * shape->parts);
     q->pool = carve(at, sizeof(struct vq_piece) * (size_t)shape->pieces);
@@ -157,27 +156,25 @@ static void free_dma(struct vblk *disk)
 
 /* ---- the steps of 3.1.1 ---- */
 
-void status_add(struct vblk *disk, uint8_t bits)
+void vblk_status_add(struct vblk *disk, uint8_t bits)
 {
     /* 2.1.1: no bit is ever cleared, but by a reset */
-    disk->vtr->ops->set_status(disk->vtr, status_get(disk) | bits);
+    disk->vtr->ops->set_status(disk->vtr, vblk_status_get(disk) | bits);
 }
 
 /* Step 1. Done only when the status reads 0 (2.4.2). -VBLK_ETIMEDOUT: it never did; -VBLK_ENODEV: all ones,
  * the device is gone. */
-int device_reset(struct vblk *disk)
+int vblk_device_reset(struct vblk *disk)
 {
-    uint64_t since = now_ns(disk);
+    uint64_t since = vblk_now_ns(disk);
     uint8_t status;
 
     disk->vtr->ops->set_status(disk->vtr, 0);
-    while ((status = status_get(disk)) != 0) {
+    while ((status = vblk_status_get(disk)) != 0) {
         if (status == 0xff)
             return -VBLK_ENODEV;
-        if (waited_too_long(disk, since, disk->deadline_ns)) {
-            say(disk, VBLK_LOG_ERROR, "the device's status never read 0 after a reset");
-            return -VBLK_ETIMEDOUT;
-        }
+        if (vblk_waited_too_long(disk, since, disk->deadline_ns))
+            return vblk_refuse(disk, -VBLK_ETIMEDOUT, "the device's status never read 0 after a reset");
     }
     return 0;
 }
@@ -207,50 +204,45 @@ static uint64_t acceptable(struct vblk *disk, uint64_t offered)
 
 /* Steps 2 to 6 and the reading of the configuration. AGAIN: with the features of the first time, and limits
  * that are no tighter, or not at all. */
-int device_negotiate(struct vblk *disk, bool again)
+int vblk_device_negotiate(struct vblk *disk, bool again)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
     struct virtio_blk_config config;
     uint64_t offered;
     int result;
 
-    status_add(disk, VIRTIO_STATUS_ACKNOWLEDGE);
-    status_add(disk, VIRTIO_STATUS_DRIVER);
+    vblk_status_add(disk, VIRTIO_STATUS_ACKNOWLEDGE);
+    vblk_status_add(disk, VIRTIO_STATUS_DRIVER);
     offered = ops->get_features(disk->vtr);
     if (again) {
-        if (disk->features & ~offered) {
-            say(disk, VBLK_LOG_ERROR, "after a reset the device no longer offers the features in use");
-            return -VBLK_ENOTSUP;
-        }
+        if (disk->features & ~offered)
+            return vblk_refuse(disk, -VBLK_ENOTSUP,
+                               "after a reset the device no longer offers the features in use");
     } else {
-        if (!disk->legacy && !(offered & VIRTIO_BIT(VIRTIO_F_VERSION_1))) {
-            say(disk, VBLK_LOG_ERROR, "the device does not offer VERSION_1 (use the legacy transport)");
-            return -VBLK_ENOTSUP;
-        }
+        if (!disk->legacy && !(offered & VIRTIO_BIT(VIRTIO_F_VERSION_1)))
+            return vblk_refuse(disk, -VBLK_ENOTSUP,
+                               "the device does not offer VERSION_1 (use the legacy transport)");
         disk->offered = offered;
         disk->features = acceptable(disk, offered);
     }
     ops->set_features(disk->vtr, disk->features);
     if (!disk->legacy) {
-        status_add(disk, VIRTIO_STATUS_FEATURES_OK);
-        if (!(status_get(disk) & VIRTIO_STATUS_FEATURES_OK)) {
-            say(disk, VBLK_LOG_ERROR, "the device refused the features");
-            return -VBLK_ENOTSUP;
-        }
+        vblk_status_add(disk, VIRTIO_STATUS_FEATURES_OK);
+        if (!(vblk_status_get(disk) & VIRTIO_STATUS_FEATURES_OK))
+            return vblk_refuse(disk, -VBLK_ENOTSUP, "the device refused the features");
     }
-    result = config_read(disk, disk->features, &config);
-    if (result < 0) {
-        say(disk, VBLK_LOG_ERROR, "the configuration can't be read: too short, or it would not stand still");
-        return -VBLK_ENODEV;
-    }
+    result = vblk_config_read(disk, disk->features, &config);
+    if (result < 0)
+        return vblk_refuse(disk, -VBLK_ENODEV,
+                           "the configuration can't be read: too short, or it would not stand still");
     if (again) {
-        result = config_apply_again(disk, &config);
+        result = vblk_config_apply_again(disk, &config);
         if (result < 0)
-            say(disk, VBLK_LOG_ERROR, "after a reset the device's block size or limits are others");
+            vblk_say(disk, VBLK_LOG_ERROR, "after a reset the device's block size or limits are others");
         return result;
     }
     disk->device_config = config;
-    return config_apply(disk);
+    return vblk_config_apply(disk);
 }
 
 /* ---- queues: step 7 ---- */
@@ -259,14 +251,14 @@ int device_negotiate(struct vblk *disk, bool again)
  * then left is a vector shared with others, or polling. */
 static uint16_t first_vector(const struct vblk *disk, unsigned index, unsigned vectors)
 {
-    if (disk->poll_only || vectors == 0)
+    if (disk->config.poll_only || vectors == 0)
         return VTR_NO_VECTOR;
     while (vectors > 1 && index >= vectors - 1)
         index -= vectors - 1;
     return (uint16_t)(vectors == 1 ? 0 : 1 + index);
 }
 
-int queue_enable(struct vblk *disk, struct queue *q)
+int vblk_queue_enable(struct vblk *disk, struct queue *q)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
     unsigned vectors = ops->num_vectors ? ops->num_vectors(disk->vtr) : 0;
@@ -278,22 +270,17 @@ int queue_enable(struct vblk *disk, struct queue *q)
         .device = q->vq.addr_device,
         .vector = first_vector(disk, q->index, vectors),
     };
-    int result = ops->queue_enable(disk->vtr, &enable);
+    int result;
 
-    if (result == -VBLK_ENOTSUP && enable.vector != VTR_NO_VECTOR && enable.vector != 0) {
-        enable.vector = 0;
-        result = ops->queue_enable(disk->vtr, &enable);
+    while ((result = ops->queue_enable(disk->vtr, &enable)) == -VBLK_ENOTSUP &&
+           enable.vector != VTR_NO_VECTOR) {
+        disk->polling |= enable.vector == 0;
+        enable.vector = enable.vector ? 0 : VTR_NO_VECTOR;
     }
-    if (result == -VBLK_ENOTSUP && enable.vector != VTR_NO_VECTOR) {
-        enable.vector = VTR_NO_VECTOR;
-        result = ops->queue_enable(disk->vtr, &enable);
-        disk->polling = true;
-    }
-    q->vector = enable.vector;
     return result;
 }
 
-int device_enable_queues(struct vblk *disk)
+int vblk_device_enable_queues(struct vblk *disk)
 {
     const struct vtr_ops *ops = disk->vtr->ops;
     unsigned i;
@@ -301,11 +288,11 @@ int device_enable_queues(struct vblk *disk)
 
     if (ops->set_config_vector && ops->num_vectors && ops->num_vectors(disk->vtr) > 0 &&
         ops->set_config_vector(disk->vtr, 0) < 0)
-        say(disk, VBLK_LOG_WARNING, "no interrupt for changes of the configuration");
+        vblk_say(disk, VBLK_LOG_WARNING, "no interrupt for changes of the configuration");
     for (i = 0; i < disk->num_queues; i++) {
-        result = queue_enable(disk, &disk->queues[i]);
+        result = vblk_queue_enable(disk, &disk->queues[i]);
         if (result < 0) {
-            say(disk, VBLK_LOG_ERROR, "the device would not take a queue");
+            vblk_say(disk, VBLK_LOG_ERROR, "the device would not take a queue");
             return result;
         }
     }
@@ -313,9 +300,9 @@ int device_enable_queues(struct vblk *disk)
 }
 
 /* Step 8. */
-void device_go(struct vblk *disk)
+void vblk_device_go(struct vblk *disk)
 {
-    status_add(disk, VIRTIO_STATUS_DRIVER_OK);
+    vblk_status_add(disk, VIRTIO_STATUS_DRIVER_OK);
 }
 
 /* How many queues, and how large. 2.7: a power of two; a packed ring may have any size. */
@@ -333,21 +320,17 @@ static int choose_queues(struct vblk *disk, const struct shape *shape)
         unsigned max = ops->queue_size_max(disk->vtr, i);
         if (max == 0)
             break;
-        if (ops->fixed_queue_size && max > size) {
-            say(disk, VBLK_LOG_ERROR,
-                "a legacy device's queues have a fixed size: configure at least that many");
-            return -VBLK_ENOMEM;
-        }
+        if (ops->fixed_queue_size && max > size)
+            return vblk_refuse(disk, -VBLK_ENOMEM,
+                               "a legacy device's queues have a fixed size: configure at least that many");
         if (max < size || ops->fixed_queue_size)
             size = max;
     }
     if (!disk->packed)
         while (size & (size - 1))
             size &= size - 1;
-    if (i == 0 || size < 3) {
-        say(disk, VBLK_LOG_ERROR, "the device has no queue, or none that holds a request");
-        return -VBLK_ENODEV;
-    }
+    if (i == 0 || size < 3)
+        return vblk_refuse(disk, -VBLK_ENODEV, "the device has no queue, or none that holds a request");
     disk->num_queues = i;
     disk->queue_size = size;
     return 0;
@@ -365,10 +348,9 @@ static int setup_queues(struct vblk *disk, const struct shape *shape)
         pieces = disk->queue_size - 2;
     if (pieces > disk->seg_max)
         pieces = disk->seg_max;
-    if ((uint64_t)pieces * disk->size_max < disk->block_size) {
-        say(disk, VBLK_LOG_ERROR, "size_max, seg_max or the queue is too small for even one block");
-        return -VBLK_ENOTSUP;
-    }
+    if ((uint64_t)pieces * disk->size_max < disk->block_size)
+        return vblk_refuse(disk, -VBLK_ENOTSUP,
+                           "size_max, seg_max or the queue is too small for even one block");
     for (i = 0; i < disk->num_queues; i++) {
         struct queue *q = &disk->queues[i];
         result = queue_dma(disk, q, shape, tables);
@@ -394,6 +376,7 @@ static int setup_queues(struct vblk *disk, const struct shape *shape)
 int vblk_start(struct vblk **out, void *memory, size_t memory_bytes, struct vtr *transport,
                const struct vblk_platform *platform, const struct vblk_config *config)
 {
+    size_t needed = vblk_memory_bytes(config);
     uint8_t *at = memory;
     struct shape shape;
     struct vblk *disk;
@@ -401,28 +384,25 @@ int vblk_start(struct vblk **out, void *memory, size_t memory_bytes, struct vtr 
     int result;
 
     *out = NULL;
-    shape_of(config, transport->ops->legacy, &shape);
-    if (memory_bytes < vblk_memory_bytes(config) || ((uintptr_t)memory & 63))
+    if (memory_bytes < needed || ((uintptr_t)memory & 63))
         return -VBLK_ENOMEM;
-    memset(memory, 0, vblk_memory_bytes(config));
+    memset(memory, 0, needed);
+    shape_of(config, transport->ops->legacy, &shape);
     disk = carve(&at, sizeof(*disk));
     disk->platform = platform;
     disk->vtr = transport;
     disk->config = *config;
     disk->legacy = transport->ops->legacy;
-    disk->poll_only = config->poll_only;
     disk->deadline_ns = config->deadline_ns ? config->deadline_ns : DEADLINE_DEFAULT_NS;
-    disk->block_size = VIRTIO_BLK_SECTOR_BYTES;
-    disk->sectors_per_block = 1;
     disk->queues = (struct queue *)(void *)at;
     at += shape.num_queues * ALIGN64(sizeof(struct queue));
     for (i = 0; i < shape.num_queues; i++)
         queue_carve(disk, &disk->queues[i], i, &shape, &at);
 
-    result = device_reset(disk);
+    result = vblk_device_reset(disk);
     if (result < 0)
         return result; /* not ours to set FAILED in: it is gone or deaf */
-    result = device_negotiate(disk, false);
+    result = vblk_device_negotiate(disk, false);
     if (result < 0)
         goto failed;
     disk->packed = has_feature(disk, VIRTIO_F_RING_PACKED);
@@ -432,23 +412,23 @@ int vblk_start(struct vblk **out, void *memory, size_t memory_bytes, struct vtr 
     result = setup_queues(disk, &shape);
     if (result < 0)
         goto failed_dma;
-    result = device_enable_queues(disk);
+    result = vblk_device_enable_queues(disk);
     if (result < 0)
         goto failed_queues;
     state_set(disk, DISK_LIVE);
-    device_go(disk);
+    vblk_device_go(disk);
     *out = disk;
     return 0;
 
 failed_queues:
     /* some are enabled: their memory is ours again once a reset is confirmed, else it is lost (3.3.1) */
-    if (device_reset(disk) == -VBLK_ETIMEDOUT &&
+    if (vblk_device_reset(disk) == -VBLK_ETIMEDOUT &&
         !(transport->ops->cut_off && transport->ops->cut_off(transport)))
         return result;
 failed_dma:
     free_dma(disk);
 failed:
-    status_add(disk, VIRTIO_STATUS_FAILED);
+    vblk_status_add(disk, VIRTIO_STATUS_FAILED);
     return result;
 }
 
@@ -457,9 +437,9 @@ void vblk_stop(struct vblk *disk)
     unsigned i;
 
     if (state_get(disk) != DISK_FAILED)
-        disk_fail(disk, device_reset(disk));
+        vblk_disk_fail(disk, vblk_device_reset(disk));
     for (i = 0; i < disk->num_queues; i++)
-        (void)queue_answer_all(&disk->queues[i]);
+        (void)vblk_queue_answer_all(&disk->queues[i]);
     if (!disk->buffers_held)
         free_dma(disk);
 }

@@ -6,7 +6,7 @@
 
 /* A direction goes by this table, never by a bit of the type: SECURE_ERASE is even and its range list is read
  * by the device all the same. */
-const struct op_info op_table[OP_COUNT] = {
+const struct op_info vblk_op_table[OP_COUNT] = {
     [VBLK_READ] = {VIRTIO_BLK_T_IN, OP_IN | OP_SECTOR | OP_BLOCKS, 0},
     [VBLK_WRITE] = {VIRTIO_BLK_T_OUT, OP_OUT | OP_SECTOR | OP_BLOCKS | OP_MODIFIES | OP_DIRTIES, 0},
     [VBLK_FLUSH] = {VIRTIO_BLK_T_FLUSH, OP_FLUSH, 0},
@@ -15,8 +15,9 @@ const struct op_info op_table[OP_COUNT] = {
                            VIRTIO_BLK_F_WRITE_ZEROES},
     [VBLK_SECURE_ERASE] = {VIRTIO_BLK_T_SECURE_ERASE, OP_RANGE | OP_MODIFIES | OP_DIRTIES,
                            VIRTIO_BLK_F_SECURE_ERASE},
-    [VBLK_GET_ID] = {VIRTIO_BLK_T_GET_ID, OP_IN | OP_WHOLE, 0},
-    [VBLK_GET_LIFETIME] = {VIRTIO_BLK_T_GET_LIFETIME, OP_IN | OP_WHOLE, VIRTIO_BLK_F_LIFETIME},
+    [VBLK_GET_ID] = {VIRTIO_BLK_T_GET_ID, OP_IN | OP_WHOLE, 0, VIRTIO_BLK_ID_BYTES},
+    [VBLK_GET_LIFETIME] = {VIRTIO_BLK_T_GET_LIFETIME, OP_IN | OP_WHOLE, VIRTIO_BLK_F_LIFETIME,
+                           sizeof(struct virtio_blk_lifetime)},
     [VBLK_ZONE_REPORT] = {VIRTIO_BLK_T_ZONE_REPORT, OP_IN | OP_WHOLE | OP_SECTOR, VIRTIO_BLK_F_ZONED},
     [VBLK_ZONE_OPEN] = {VIRTIO_BLK_T_ZONE_OPEN, OP_SECTOR | OP_ZONE | OP_MODIFIES, VIRTIO_BLK_F_ZONED},
     [VBLK_ZONE_CLOSE] = {VIRTIO_BLK_T_ZONE_CLOSE, OP_SECTOR | OP_ZONE | OP_MODIFIES, VIRTIO_BLK_F_ZONED},
@@ -66,16 +67,11 @@ static bool within(uint64_t capacity, uint64_t sector, uint64_t n)
     return sector <= capacity && n <= capacity - sector;
 }
 
-const struct limits *range_limits(const struct vblk *disk, enum vblk_op op)
-{
-    return op == VBLK_DISCARD ? &disk->discard : op == VBLK_WRITE_ZEROES ? &disk->zeroes : &disk->erase;
-}
-
 static int check_range(const struct vblk *disk, const struct vblk_request *request)
 {
     uint64_t mask = disk->sectors_per_block - 1;
 
-    if (range_limits(disk, request->op)->max_sectors == 0)
+    if (disk->limits[request->op - VBLK_DISCARD].max_sectors == 0)
         return -VBLK_ENOTSUP;
     if (request->num_sectors == 0 || ((request->sector | request->num_sectors) & mask))
         return -VBLK_EINVAL;
@@ -108,18 +104,15 @@ static int check_zone(const struct vblk *disk, const struct vblk_request *reques
     return 0;
 }
 
-static int check_whole(const struct vblk *disk, const struct vblk_request *request, uint64_t bytes)
+static int check_whole(const struct vblk *disk, const struct vblk_request *request, const struct op_info *op,
+                       uint64_t bytes)
 {
-    switch (request->op) {
-    case VBLK_GET_ID:
-        return bytes == VIRTIO_BLK_ID_BYTES ? 0 : -VBLK_EINVAL;
-    case VBLK_GET_LIFETIME:
-        return bytes == sizeof(struct virtio_blk_lifetime) ? 0 : -VBLK_EINVAL;
-    default: /* ZONE_REPORT: the report's head at least */
-        if (bytes < sizeof(struct virtio_blk_zone_report) || bytes > PART_BYTES_MAX)
-            return -VBLK_EINVAL;
-        return request->sector < capacity_get(disk) ? 0 : -VBLK_ERANGE;
-    }
+    if (!ZONES || op->bytes)
+        return bytes == op->bytes ? 0 : -VBLK_EINVAL;
+    /* ZONE_REPORT: the report's head at least */
+    if (bytes < sizeof(struct virtio_blk_zone_report) || bytes > PART_BYTES_MAX)
+        return -VBLK_EINVAL;
+    return request->sector < capacity_get(disk) ? 0 : -VBLK_ERANGE;
 }
 
 /* Whether the request may go to this device. *AMOUNT: what is to be done of it, in bytes of data, sectors of
@@ -130,7 +123,7 @@ static int request_check(const struct vblk *disk, const struct vblk_request *req
 
     if ((unsigned)request->op >= OP_COUNT || !request->complete)
         return -VBLK_EINVAL;
-    op = &op_table[request->op];
+    op = &vblk_op_table[request->op];
     if (op->feature && !has_feature(disk, op->feature)) /* 5.2.6: never sent without its feature */
         return -VBLK_ENOTSUP;
     if ((op->flags & OP_MODIFIES) && has_feature(disk, VIRTIO_BLK_F_RO))
@@ -153,7 +146,7 @@ static int request_check(const struct vblk *disk, const struct vblk_request *req
                 return -VBLK_ERANGE;
             return op->flags & OP_ZONE ? check_zone(disk, request, bytes) : 0;
         }
-        return check_whole(disk, request, bytes);
+        return check_whole(disk, request, op, bytes);
     }
     *amount = 1;
     return op->flags & OP_ZONE ? check_zone(disk, request, 0) : 0;
@@ -161,22 +154,19 @@ static int request_check(const struct vblk *disk, const struct vblk_request *req
 
 /* Anything but the values that mean something is an error, and so is the preset value that no device wrote.
  */
-int status_result(const struct vblk *disk, uint8_t status)
+int vblk_status_result(const struct vblk *disk, uint8_t status)
 {
-    switch (status) {
-    case VIRTIO_BLK_S_OK:
-        return 0;
-    case VIRTIO_BLK_S_UNSUPP:
-        return -VBLK_ENOTSUP;
-    case VIRTIO_BLK_S_ZONE_INVALID_CMD:
-    case VIRTIO_BLK_S_ZONE_UNALIGNED_WP:
-        return zoned(disk) ? -VBLK_EINVAL : -VBLK_EIO;
-    case VIRTIO_BLK_S_ZONE_OPEN_RESOURCE:
-    case VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE:
-        return zoned(disk) ? -VBLK_EBUSY : -VBLK_EIO;
-    default:
+    static const uint8_t errors[] = {[VIRTIO_BLK_S_OK] = 0,
+                                     [VIRTIO_BLK_S_IOERR] = VBLK_EIO,
+                                     [VIRTIO_BLK_S_UNSUPP] = VBLK_ENOTSUP,
+                                     [VIRTIO_BLK_S_ZONE_INVALID_CMD] = VBLK_EINVAL,
+                                     [VIRTIO_BLK_S_ZONE_UNALIGNED_WP] = VBLK_EINVAL,
+                                     [VIRTIO_BLK_S_ZONE_OPEN_RESOURCE] = VBLK_EBUSY,
+                                     [VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE] = VBLK_EBUSY};
+
+    if (status > (zoned(disk) ? VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE : VIRTIO_BLK_S_UNSUPP))
         return -VBLK_EIO;
-    }
+    return -(int)errors[status];
 }
 
 #ifndef __OPTIMIZE_SIZE__
@@ -197,7 +187,7 @@ static inline bool submit_short(struct queue *q, struct vblk_request *request)
 
     /* one read or write, no flags; and where three descriptors are free, so is a part */
     if (request->nsegs != 1 || op > disk->short_op_max || request->flags || q->vq.num_free < 3 ||
-        q->waiting || !queue_ready(q) || !request->complete)
+        q->waiting || !vblk_queue_ready(q) || !request->complete)
         return false;
     len = seg->len;
     if (len - 1 >= disk->short_bytes_max || ((len | sector << 9) & (disk->block_size - 1)) ||
@@ -250,9 +240,9 @@ int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
         return -VBLK_EINVAL;
     q = &disk->queues[queue];
 #ifndef __OPTIMIZE_SIZE__
-    if (!disk->trace && queue_enter(q)) {
+    if (!disk->trace && vblk_queue_enter(q)) {
         bool done = submit_short(q, request);
-        queue_leave(q);
+        vblk_queue_leave(q);
         if (done)
             return 0;
     }
@@ -273,12 +263,12 @@ int vblk_submit(struct vblk *disk, unsigned queue, struct vblk_request *request)
     if (disk->trace)
         disk->trace(disk->trace_opaque, VBLK_TRACE_SUBMIT, queue, request);
     if (request->op == VBLK_FLUSH && !disk->has_flush) {
-        request_finish_later(q, request); /* such a device is write-through (5.2.5.1) */
+        vblk_request_finish_later(q, request); /* such a device is write-through (5.2.5.1) */
         return 0;
     }
-    if (!q->waiting && queue_enter(q)) {
-        bool all = queue_ready(q) && request_issue(q, request);
-        queue_leave(q);
+    if (!q->waiting && vblk_queue_enter(q)) {
+        bool all = vblk_queue_ready(q) && vblk_request_issue(q, request);
+        vblk_queue_leave(q);
         if (all)
             return 0;
     }

@@ -24,15 +24,15 @@ static void wait_for_interrupt(struct vblk *disk, unsigned queue)
     struct queue *q = &disk->queues[queue];
     uint64_t until;
 
-    if (disk->poll_only || disk->polling) {
-        relax(disk);
+    if (disk->config.poll_only || disk->polling) {
+        vblk_relax(disk);
         return;
     }
     if (vblk_interrupts_on(disk, queue))
         return;
-    until = now_ns(disk) + disk->deadline_ns / 8;
+    until = vblk_now_ns(disk) + disk->deadline_ns / 8;
     disk->platform->wait(disk->platform->ctx, queue, until);
-    if (now_ns(disk) >= until && vblk_interrupts_on(disk, queue) && q->oldest != NONE16)
+    if (vblk_now_ns(disk) >= until && vblk_interrupts_on(disk, queue) && q->oldest != NONE16)
         q->stats.lost_interrupts++; /* something is there, and nobody said so */
     vblk_interrupts_off(disk, queue);
 }
@@ -179,7 +179,7 @@ int vblk_set_write_cache(struct vblk *disk, bool on)
         return result;
     if (!control_try(disk))
         return -VBLK_EBUSY;
-    if (!others_out(disk, NULL)) {
+    if (!vblk_others_out(disk, NULL)) {
         control_release(disk);
         return -VBLK_EBUSY;
     }
@@ -196,7 +196,7 @@ int vblk_set_write_cache(struct vblk *disk, bool on)
             result = -VBLK_EIO;
         }
     }
-    others_in(disk);
+    vblk_others_in(disk);
     control_release(disk);
     return result;
 }
@@ -204,15 +204,15 @@ int vblk_set_write_cache(struct vblk *disk, bool on)
 /* Waits until the status has WANT and not UNWANTED among these two bits (3.4.1). */
 static int wait_status(struct vblk *disk, uint8_t want, uint8_t unwanted)
 {
-    uint64_t since = now_ns(disk);
+    uint64_t since = vblk_now_ns(disk);
 
     for (;;) {
-        uint8_t status = status_get(disk);
+        uint8_t status = vblk_status_get(disk);
         if (status == 0xff || (status & VIRTIO_STATUS_DEVICE_NEEDS_RESET))
             return -VBLK_EIO;
         if ((status & want) && !(status & unwanted))
             return 0;
-        if (waited_too_long(disk, since, disk->deadline_ns))
+        if (vblk_waited_too_long(disk, since, disk->deadline_ns))
             return -VBLK_ETIMEDOUT;
     }
 }
@@ -226,14 +226,14 @@ static int change_state(struct vblk *disk, int from, int to, uint8_t set, uint8_
         return -VBLK_ENOTSUP;
     if (!control_try(disk))
         return -VBLK_EBUSY;
-    if (!others_out(disk, NULL)) {
+    if (!vblk_others_out(disk, NULL)) {
         control_release(disk);
         return -VBLK_EBUSY;
     }
     result = state_get(disk) == from ? 0 : -VBLK_EINVAL;
     if (result == 0) {
         state_set(disk, DISK_SUSPENDED);
-        status_add(disk, set); /* no bit is cleared here: the device swaps them (2.1.1) */
+        vblk_status_add(disk, set); /* no bit is cleared here: the device swaps them (2.1.1) */
         result = wait_status(disk, set, cleared_by_device);
         if (result < 0) {
             __atomic_store_n(&disk->needs_reset, 1, __ATOMIC_RELEASE);
@@ -241,7 +241,7 @@ static int change_state(struct vblk *disk, int from, int to, uint8_t set, uint8_
         }
         state_set(disk, to);
     }
-    others_in(disk);
+    vblk_others_in(disk);
     control_release(disk);
     return result;
 }

@@ -21,6 +21,9 @@
 #include "common/virtio_ring.h"
 #include "guest/driver/vblk_platform.h"
 
+void *memcpy(void *restrict to, const void *restrict from, size_t n);
+void *memset(void *to, int c, size_t n);
+
 #define VQ_LEN_UNKNOWN UINT32_MAX
 
 /* One stretch of memory as the device sees it, in a list. MEM: the caller's memory that was shared for it, or

@@ -45,12 +45,8 @@ static void packed_init(struct vq *vq)
 {
     unsigned i, n = vq->size;
 
+    memset(vq->u.packed.desc, 0, sizeof(struct virtq_packed_desc) * n); /* 2.8.13 */
     for (i = 0; i < n; i++) {
-        struct virtq_packed_desc *desc = &vq->u.packed.desc[i];
-        desc->addr = le64_put(0);
-        desc->len = le32_put(0);
-        desc->id = le16_put(0);
-        le16_store(&desc->flags, 0);
         vq->chains[i].ndesc = 0;
         vq->chains[i].link = (uint16_t)(i + 1 == n ? 0 : i + 1);
     }

@@ -54,19 +54,13 @@ static void split_init(struct vq *vq)
 {
     unsigned i, n = vq->size;
 
+    /* the three parts and what lies between them; the device's two words (2.7.10.1) among them */
+    memset(vq->u.split.desc, 0, (size_t)((char *)&vq->u.split.used->ring[n] + 2 - (char *)vq->u.split.desc));
     for (i = 0; i < n; i++) {
-        vq->u.split.desc[i] = (struct virtq_desc){{0}, {0}, {0}, {0}};
         vq->chains[i].ndesc = 0;
         /* in ring order from 0, and a ring again after the last: what IN_ORDER asks for (2.7.5) */
         vq->chains[i].link = (uint16_t)(i + 1 == n ? 0 : i + 1);
-        le16_store(&vq->u.split.avail->ring[i], 0);
-        le32_store(&vq->u.split.used->ring[i].id, 0);
-        le32_store(&vq->u.split.used->ring[i].len, 0);
     }
-    le16_store(&vq->u.split.avail->idx, 0);
-    le16_store(&vq->u.split.used->flags, 0);
-    le16_store(&vq->u.split.used->idx, 0);
-    le16_store((le16 *)&vq->u.split.used->ring[n], 0);
     vq->num_free = vq->size;
     vq->in_flight = 0;
     vq->free_head = 0;
@@ -137,7 +131,7 @@ static bool split_put(struct vq *vq, unsigned token, const struct vq_piece *firs
         next = 1;
     }
     put_desc(&desc[at], slot, VQ_HEADER_LEN, VIRTQ_DESC_F_NEXT, next);
-    for (piece = first; piece; piece = vq_next_piece(vq, piece)) {
+    for (piece = first; npieces; npieces--, piece = &vq->pool[piece->next]) {
         at = next;
         next = table ? at + 1 : chains[at].link;
         put_desc(&desc[at], piece->addr, piece->len, piece_flags, next);

@@ -19,9 +19,6 @@
 #define PCI_CAP_ID_MSIX        0x11u
 #define PCI_CAPS_MAX           48u /* as many as fit between 0x40 and 0xff */
 
-/* 4.1.4: cfg_type */
-enum { CAP_COMMON = 1, CAP_NOTIFY, CAP_ISR, CAP_DEVICE, CAP_PCI_CFG };
-
 /* 4.1.4.3 */
 enum {
     DEVICE_FEATURE_SELECT = 0,
@@ -66,12 +63,12 @@ static void region_write(struct vtr_pci *pci, const struct vtr_pci_region *regio
 
 static uint32_t common_read(struct vtr *vtr, unsigned at, unsigned width)
 {
-    return region_read(pci_of(vtr), &pci_of(vtr)->common, at, width);
+    return region_read(pci_of(vtr), &pci_of(vtr)->region[VTR_PCI_COMMON], at, width);
 }
 
 static void common_write(struct vtr *vtr, unsigned at, unsigned width, uint32_t value)
 {
-    region_write(pci_of(vtr), &pci_of(vtr)->common, at, width, value);
+    region_write(pci_of(vtr), &pci_of(vtr)->region[VTR_PCI_COMMON], at, width, value);
 }
 
 static uint8_t pci_get_status(struct vtr *vtr)
@@ -87,37 +84,40 @@ static void pci_set_status(struct vtr *vtr, uint8_t status)
 static uint64_t pci_get_features(struct vtr *vtr)
 {
     struct vtr_pci *pci = pci_of(vtr);
-    uint64_t features;
+    uint64_t features = 0;
+    unsigned half;
 
-    common_write(vtr, DEVICE_FEATURE_SELECT, 4, 0);
-    features = common_read(vtr, DEVICE_FEATURE, 4);
-    common_write(vtr, DEVICE_FEATURE_SELECT, 4, 1);
-    features |= (uint64_t)common_read(vtr, DEVICE_FEATURE, 4) << 32;
+    for (half = 2; half--;) {
+        common_write(vtr, DEVICE_FEATURE_SELECT, 4, half);
+        features = features << 32 | common_read(vtr, DEVICE_FEATURE, 4);
+    }
     /* what the structure is too short for can't be used */
-    if (pci->common.bytes < COMMON_BYTES_RESET)
+    if (pci->region[VTR_PCI_COMMON].bytes < COMMON_BYTES_RESET)
         features &= ~VIRTIO_BIT(VIRTIO_F_RING_RESET);
-    if (pci->common.bytes < COMMON_BYTES_NOTIF_DATA)
+    if (pci->region[VTR_PCI_COMMON].bytes < COMMON_BYTES_NOTIF_DATA)
         features &= ~VIRTIO_BIT(VIRTIO_F_NOTIF_CONFIG_DATA);
     return features;
 }
 
 static void pci_set_features(struct vtr *vtr, uint64_t features)
 {
-    common_write(vtr, DRIVER_FEATURE_SELECT, 4, 0);
-    common_write(vtr, DRIVER_FEATURE, 4, (uint32_t)features);
-    common_write(vtr, DRIVER_FEATURE_SELECT, 4, 1);
-    common_write(vtr, DRIVER_FEATURE, 4, (uint32_t)(features >> 32));
+    unsigned half;
+
+    for (half = 0; half < 2; half++) {
+        common_write(vtr, DRIVER_FEATURE_SELECT, 4, half);
+        common_write(vtr, DRIVER_FEATURE, 4, (uint32_t)(features >> (32 * half)));
+    }
     pci_of(vtr)->features = features;
 }
 
 static uint32_t pci_config_read(struct vtr *vtr, unsigned offset, unsigned width)
 {
-    return region_read(pci_of(vtr), &pci_of(vtr)->device, offset, width);
+    return region_read(pci_of(vtr), &pci_of(vtr)->region[VTR_PCI_DEVICE], offset, width);
 }
 
 static void pci_config_write(struct vtr *vtr, unsigned offset, unsigned width, uint32_t value)
 {
-    region_write(pci_of(vtr), &pci_of(vtr)->device, offset, width, value);
+    region_write(pci_of(vtr), &pci_of(vtr)->region[VTR_PCI_DEVICE], offset, width, value);
 }
 
 static uint32_t pci_config_generation(struct vtr *vtr)
@@ -127,7 +127,7 @@ static uint32_t pci_config_generation(struct vtr *vtr)
 
 static unsigned pci_config_bytes(struct vtr *vtr)
 {
-    return pci_of(vtr)->device.bytes;
+    return pci_of(vtr)->region[VTR_PCI_DEVICE].bytes;
 }
 
 static unsigned pci_num_queues(struct vtr *vtr)
@@ -156,9 +156,10 @@ static int place_notify(struct vtr *vtr, unsigned index)
     uint64_t at = (uint64_t)common_read(vtr, QUEUE_NOTIFY_OFF, 2) * pci->notify_multiplier;
     unsigned width = pci->features & VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA) ? 4 : 2;
 
-    if (at > pci->notify.bytes || width > pci->notify.bytes - at || ((pci->notify.offset + at) & (width - 1)))
+    if (at > pci->region[VTR_PCI_NOTIFY].bytes || width > pci->region[VTR_PCI_NOTIFY].bytes - at ||
+        ((pci->region[VTR_PCI_NOTIFY].offset + at) & (width - 1)))
         return -VBLK_ENODEV;
-    pci->queue[index].offset = pci->notify.offset + at;
+    pci->queue[index].offset = pci->region[VTR_PCI_NOTIFY].offset + at;
     pci->queue[index].value = (uint16_t)index;
     if (pci->features & VIRTIO_BIT(VIRTIO_F_NOTIF_CONFIG_DATA))
         pci->queue[index].value = (uint16_t)common_read(vtr, QUEUE_NOTIF_CONFIG_DATA, 2);
@@ -212,16 +213,16 @@ static void pci_notify(struct vtr *vtr, unsigned index, uint16_t next, bool with
     uint32_t value = pci->queue[index].value;
 
     if (with_data)
-        access->bar_write(access->ctx, pci->notify.bar, pci->queue[index].offset, 4,
+        access->bar_write(access->ctx, pci->region[VTR_PCI_NOTIFY].bar, pci->queue[index].offset, 4,
                           value | (uint32_t)next << 16);
     else
-        access->bar_write(access->ctx, pci->notify.bar, pci->queue[index].offset, 2, value);
+        access->bar_write(access->ctx, pci->region[VTR_PCI_NOTIFY].bar, pci->queue[index].offset, 2, value);
 }
 
 static uint8_t pci_interrupt_status(struct vtr *vtr)
 {
     struct vtr_pci *pci = pci_of(vtr);
-    uint32_t isr = region_read(pci, &pci->isr, 0, 1); /* the reading clears it (4.1.4.5) */
+    uint32_t isr = region_read(pci, &pci->region[VTR_PCI_ISR], 0, 1); /* the reading clears it (4.1.4.5) */
 
     return isr == 0xff ? 0 : (uint8_t)(isr & (VTR_INTERRUPT_QUEUES | VTR_INTERRUPT_CONFIG));
 }
@@ -281,43 +282,38 @@ static uint32_t cap_read(struct vtr_pci *pci, unsigned at, unsigned width)
 static void take_capability(struct vtr_pci *pci, unsigned at)
 {
     static const uint8_t bytes_min[] = {
-        [CAP_COMMON] = COMMON_BYTES_MIN, [CAP_NOTIFY] = 2, [CAP_ISR] = 1, [CAP_DEVICE] = 8};
-    static const uint8_t cap_len_min[] = {
-        [CAP_COMMON] = 16, [CAP_NOTIFY] = 20, [CAP_ISR] = 16, [CAP_DEVICE] = 16};
-    struct vtr_pci_region *regions[] = {[CAP_COMMON] = &pci->common,
-                                        [CAP_NOTIFY] = &pci->notify,
-                                        [CAP_ISR] = &pci->isr,
-                                        [CAP_DEVICE] = &pci->device};
+        [VTR_PCI_COMMON] = COMMON_BYTES_MIN, [VTR_PCI_NOTIFY] = 2, [VTR_PCI_ISR] = 1, [VTR_PCI_DEVICE] = 8};
     unsigned cap_len = cap_read(pci, at + 2, 1), type = cap_read(pci, at + 3, 1),
-             bar = cap_read(pci, at + 4, 1);
+             bar = cap_read(pci, at + 4, 1), known_len;
     uint32_t offset, bytes;
     uint64_t bar_bytes;
     struct vtr_pci_region *region;
 
-    if (type == CAP_PCI_CFG && cap_len >= 20 && at + 20 <= 256 && !pci->pci_cfg_at)
+    if (type == VTR_PCI_CFG && cap_len >= 20 && at + 20 <= 256 && !pci->pci_cfg_at)
         pci->pci_cfg_at = (uint8_t)at;
-    if (type < CAP_COMMON || type > CAP_DEVICE || bar > 5) /* reserved: ignored */
+    if (type < VTR_PCI_COMMON || type > VTR_PCI_DEVICE || bar > 5) /* reserved: ignored */
         return;
-    region = regions[type];
-    if (region->bytes || cap_len < cap_len_min[type] || at + cap_len_min[type] > 256)
+    region = &pci->region[type];
+    known_len = type == VTR_PCI_NOTIFY ? 20 : 16;
+    if (region->bytes || cap_len < known_len || at + known_len > 256)
         return;
     offset = cap_read(pci, at + 8, 4);
     bytes = cap_read(pci, at + 12, 4);
     bar_bytes = pci->access->bar_bytes(pci->access->ctx, bar);
-    if (offset >= bar_bytes || (type != CAP_ISR && type != CAP_NOTIFY && (offset & 3)))
+    if (offset >= bar_bytes || (type != VTR_PCI_ISR && type != VTR_PCI_NOTIFY && (offset & 3)))
         return;
     if (bytes > bar_bytes - offset) /* a length may be unexpectedly large: no more than the BAR has is used */
         bytes = (uint32_t)(bar_bytes - offset);
     if (bytes < bytes_min[type])
         return;
-    if (type != CAP_NOTIFY && bytes > 4096)
+    if (type != VTR_PCI_NOTIFY && bytes > 4096)
         bytes = 4096;
     if (pci->access->bar_map && pci->access->bar_map(pci->access->ctx, bar, offset, bytes) < 0)
         return;
     region->bar = (uint8_t)bar;
     region->offset = offset;
     region->bytes = bytes;
-    if (type == CAP_NOTIFY)
+    if (type == VTR_PCI_NOTIFY)
         pci->notify_multiplier = cap_read(pci, at + 16, 4);
 }
 
@@ -345,6 +341,8 @@ static void walk(struct vtr_pci *pci)
 int vtr_pci_discover(struct vtr_pci *pci, const struct vtr_pci_access *config_space,
                      const struct vtr_pci_access *access, unsigned msix_vectors)
 {
+    unsigned i;
+
     pci->vtr.ops = &pci_ops;
     pci->config_space = config_space;
     pci->access = access;
@@ -352,14 +350,17 @@ int vtr_pci_discover(struct vtr_pci *pci, const struct vtr_pci_access *config_sp
     pci->features = 0;
     pci->notify_multiplier = 0;
     pci->pci_cfg_at = 0;
-    pci->common.bytes = pci->notify.bytes = pci->isr.bytes = pci->device.bytes = 0;
+    for (i = VTR_PCI_COMMON; i <= VTR_PCI_DEVICE; i++)
+        pci->region[i].bytes = 0;
     if (!vtr_pci_is_blk((uint16_t)cap_read(pci, 0, 2), (uint16_t)cap_read(pci, 2, 2)))
         return -VBLK_ENODEV;
     walk(pci);
-    if (!pci->common.bytes && !pci->notify.bytes && !pci->device.bytes)
+    if (!pci->region[VTR_PCI_COMMON].bytes && !pci->region[VTR_PCI_NOTIFY].bytes &&
+        !pci->region[VTR_PCI_DEVICE].bytes)
         return -VBLK_ENODEV; /* 4.1.5.1.1: no virtio capabilities, a legacy device */
-    if (!pci->common.bytes || !pci->notify.bytes || !pci->isr.bytes || !pci->device.bytes)
-        return -VBLK_ENOTSUP;
+    for (i = VTR_PCI_COMMON; i <= VTR_PCI_DEVICE; i++)
+        if (!pci->region[i].bytes)
+            return -VBLK_ENOTSUP;
     return 0;
 }
 

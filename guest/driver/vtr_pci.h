@@ -53,6 +53,9 @@ struct vtr_pci_access {
     void (*bar_write)(void *ctx, unsigned bar, uint64_t offset, unsigned width, uint32_t value);
 };
 
+/* The structures, by cfg_type (4.1.4) */
+enum { VTR_PCI_COMMON = 1, VTR_PCI_NOTIFY, VTR_PCI_ISR, VTR_PCI_DEVICE, VTR_PCI_CFG };
+
 /* Where one virtio structure lies. bytes = 0: absent. */
 struct vtr_pci_region {
     uint8_t bar;
@@ -69,7 +72,7 @@ struct vtr_pci {
     unsigned vectors;
     uint64_t features;
     uint32_t notify_multiplier;
-    struct vtr_pci_region common, notify, isr, device, pci_cfg;
+    struct vtr_pci_region region[VTR_PCI_CFG]; /* by their numbers */
     uint8_t pci_cfg_at; /* configuration-space offset of the access-window capability, or 0 */
     const struct vtr_pci_access *config_space;
     struct {

@@ -178,7 +178,7 @@ static void odd_but_legal_capability_lists(void **state)
         pci_add_virtio_cap(pci, 2, 255, 0, 64);
         pci_add_all_caps(pci);
         assert_int_equal(modern_init(pci), 0);
-        assert_int_equal(pci->modern.common.bar, BAR_MEM);
+        assert_int_equal(pci->modern.region[VTR_PCI_COMMON].bar, BAR_MEM);
         pci_done(pci);
     }
     pci = pci_new(fake_new(0, 100),
@@ -187,8 +187,8 @@ static void odd_but_legal_capability_lists(void **state)
     pci_add_all_caps(pci);
     pci_add_virtio_cap(pci, 1, BAR_MEM, 0x100, 60);
     assert_int_equal(modern_init(pci), 0);
-    assert_int_equal(pci->modern.notify.bar, BAR_MEM);
-    assert_int_equal(pci->modern.common.offset, AT_COMMON);
+    assert_int_equal(pci->modern.region[VTR_PCI_NOTIFY].bar, BAR_MEM);
+    assert_int_equal(pci->modern.region[VTR_PCI_COMMON].offset, AT_COMMON);
     pci_done(pci);
 
     pci = pci_new(fake_new(0, 100), VTR_PCI_DEVICE_BLK); /* longer capabilities than known */
@@ -214,10 +214,14 @@ static void hostile_capability_lists(void **state)
                     pci_add_virtio_cap(pci, (uint8_t)t, BAR_MEM, t == type ? offsets[i] : 0,
                                        t == type ? lengths[k] : 0x1000);
                 (void)modern_init(pci);
-                if (pci->modern.common.bytes)
-                    assert_true(pci->modern.common.offset + pci->modern.common.bytes <= 0x4000);
-                if (pci->modern.notify.bytes)
-                    assert_true(pci->modern.notify.offset + pci->modern.notify.bytes <= 0x4000);
+                if (pci->modern.region[VTR_PCI_COMMON].bytes)
+                    assert_true(pci->modern.region[VTR_PCI_COMMON].offset +
+                                    pci->modern.region[VTR_PCI_COMMON].bytes <=
+                                0x4000);
+                if (pci->modern.region[VTR_PCI_NOTIFY].bytes)
+                    assert_true(pci->modern.region[VTR_PCI_NOTIFY].offset +
+                                    pci->modern.region[VTR_PCI_NOTIFY].bytes <=
+                                0x4000);
                 pci_done(pci);
             }
     for (unsigned link = 0; link < 256; link++) { /* the last capability points anywhere */
