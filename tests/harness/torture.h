@@ -1,12 +1,14 @@
 /*
  * `ringside torture`: what a device does with malformed messages, rings and requests. Each case has a fresh
- * connection; after each the device must serve an ordinary front end as if nothing had been.
+ * connection; after each the device must serve an ordinary front end as if nothing had been, and hold no
+ * descriptor, mapping or coroutine more than before.
  */
 #ifndef RINGSIDE_HARNESS_TORTURE_H
 #define RINGSIDE_HARNESS_TORTURE_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "tests/harness/bed.h"
 #include "tests/harness/model.h"
@@ -20,8 +22,17 @@ enum outcome {
     OUTCOME_SKIPPED   /* the device does not offer what the case is about */
 };
 
+/* What a front end that has gone may leave behind. */
+struct residue {
+    unsigned descriptors, mappings; /* of the device's process; mappings of memfds */
+    size_t coroutines;              /* of our own device */
+};
+
 struct torture {
     const char *path;
+    bool own;  /* our own device, in this process */
+    pid_t pid; /* of the device; 0: this process */
+    struct residue before;
     struct bed bed;
     uint64_t offered, protocol;
     struct chance chance;
