@@ -184,7 +184,16 @@ struct checking {
     struct qcow2_check result;
     struct error err;
     int ret;
+    uint64_t file_clusters, leaks_inside;
 };
+
+static void count_leak_inside(void *opaque, const char *line)
+{
+    struct checking *c = opaque;
+    unsigned long long cluster;
+    if (sscanf(line, "Leaked cluster %llu", &cluster) == 1 && cluster < c->file_clusters)
+        c->leaks_inside++;
+}
 
 static void coroutine_fn check(void *opaque)
 {
@@ -198,18 +207,25 @@ static void coroutine_fn check(void *opaque)
     c->ret = node_co_open(c->path, &options, &node, &c->err);
     if (c->ret < 0)
         return;
-    c->ret = qcow2_co_check(node, c->fix, &c->result, NULL, NULL, &c->err);
+    struct qcow2_info info;
+    if (qcow2_info(node, &info) == 0)
+        c->file_clusters = (node_length(node->file) + info.cluster_bytes - 1) / info.cluster_bytes;
+    c->ret = qcow2_co_check(node, c->fix, &c->result, count_leak_inside, c, &c->err);
     int closed = node_co_close(node);
     if (c->ret == 0)
         c->ret = closed;
 }
 
-/* What qemu-img check would exit with, by our own check: 0, 2 (errors), 3 (leaks); 1 if it cannot be done. */
+/* What qemu-img check would exit with, by our own check: 0, 2 (errors), 3 (leaks); 1 if it cannot be done. It
+ * does not look at refcounts of clusters beyond the end of the file; we do. */
 static int our_check(const char *path, unsigned fix)
 {
     struct checking c = {.path = path, .fix = fix};
     loop_run_coroutine(loop_current(), check, &c);
-    return c.ret < 0 || c.result.check_errors ? 1 : c.result.corruptions ? 2 : c.result.leaks ? 3 : 0;
+    return c.ret < 0 || c.result.check_errors        ? 1
+           : c.result.corruptions                    ? 2
+           : (fix ? c.result.leaks : c.leaks_inside) ? 3
+                                                     : 0;
 }
 
 /* ---- the verdict ---- */
