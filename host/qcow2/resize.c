@@ -135,12 +135,24 @@ static int coroutine_fn co_zero_new_part(struct qcow2 *s, uint64_t old, uint64_t
     return ret;
 }
 
+/* An external data file ends with the disk, so that nothing of what was cut off comes back when it grows
+ * again: a raw one is mapped whatever it holds. What is still there (the power went after the header was
+ * written, or it is a device) goes now. */
+static int coroutine_fn co_grow_data_file(struct qcow2 *s, uint64_t old, uint64_t bytes)
+{
+    uint64_t length = node_length(s->data);
+    int ret = 0;
+    if (length > old && node_co_truncate(s->data, old, true, NULL) < 0)
+        ret = node_co_pwrite_zeroes(s->data, old, min_u64(length, bytes) - old, 0);
+    return ret < 0 ? ret : node_co_truncate(s->data, bytes, false, NULL);
+}
+
 static int coroutine_fn co_grow(struct qcow2 *s, uint64_t bytes)
 {
     uint64_t old = node_length(s->node);
     int ret = qcow2_co_grow_l1(s, l1_needed(s, bytes));
     if (ret == 0 && s->data != s->node->file)
-        ret = node_co_truncate(s->data, bytes, false, NULL);
+        ret = co_grow_data_file(s, old, bytes);
     if (ret == 0)
         ret = co_zero_new_part(s, old, bytes);
     return ret < 0 ? ret : co_set_size(s, bytes);
@@ -150,7 +162,11 @@ static int coroutine_fn co_shrink(struct qcow2 *s, uint64_t bytes)
 {
     uint64_t start = qcow2_cluster_up(s, bytes), end = qcow2_cluster_up(s, node_length(s->node));
     int ret = start < end ? qcow2_co_drop_range(s, start, end, false) : 0;
-    return ret < 0 ? ret : co_set_size(s, bytes);
+    if (ret == 0)
+        ret = co_set_size(s, bytes);
+    if (ret == 0 && s->data != s->node->file && node_length(s->data) > bytes)
+        (void)node_co_truncate(s->data, bytes, true, NULL); /* if not now, then before it grows again */
+    return ret;
 }
 
 static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_preallocation mode,

@@ -550,7 +550,8 @@ static int coroutine_fn co_fill_reserved(struct write_piece *piece, enum qcow2_p
 {
     struct qcow2 *s = piece->s;
     uint64_t bytes = piece->alloc.end - piece->alloc.start;
-    if (mode == QCOW2_PREALLOCATION_FALLOC)
+    /* With encryption zeroes in the file are not zeroes on the disk. */
+    if (mode == QCOW2_PREALLOCATION_FALLOC && !s->crypto)
         return node_co_pwrite_zeroes(s->data, piece->host, bytes, 0);
     if (mode == QCOW2_PREALLOCATION_METADATA &&
         (piece->fresh || s->extended_l2 || s->data != s->node->file) && !s->crypto)

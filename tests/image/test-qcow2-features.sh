@@ -157,6 +157,15 @@ ok "C8 an external data file" data_file
 ok "C8 an external data file with subclusters" data_file ",extended_l2=on,cluster_size=16k"
 ok "L2 a raw external data file is the disk itself" sh -c "rm -f image.qcow2 data.raw model.raw; '$tool' create image.qcow2 size=4M data_file=data.raw data_file_raw=1 &&
     '$tool' run image.qcow2 ops=120 model=model.raw && cmp data.raw model.raw && qemu-img check image.qcow2 && qemu-img compare -F raw image.qcow2 model.raw"
+cut_off() { # IMAGE-OPTIONS: what is cut off does not come back
+    rm -f image.qcow2 data.raw model.raw
+    "$tool" create image.qcow2 size=4M data_file=data.raw "$@" && "$tool" write image.qcow2 1048576 3145728 &&
+        "$tool" resize image.qcow2 1048576 && "$tool" resize image.qcow2 2097152 &&
+        "$tool" resize image.qcow2 4194304 && truncate -s 4M model.raw && "$tool" dump image.qcow2 ours.raw && cmp ours.raw model.raw &&
+        qemu-img compare -f qcow2 -F raw image.qcow2 model.raw
+}
+ok "L2 a raw data file that shrinks and grows again reads as zeroes behind the old end" cut_off data_file_raw=1
+ok "C8 and so does one that is not raw" cut_off
 ok "C8 one of our making" sh -c "rm -f image.qcow2 data.raw model.raw; '$tool' create image.qcow2 size=4M data_file=data.raw &&
     '$tool' run image.qcow2 ops=120 model=model.raw && qemu-img check image.qcow2 && qemu-img compare -F raw image.qcow2 model.raw"
 
@@ -175,6 +184,7 @@ ours_encrypted() {
 }
 ok "N2 an encrypted image of ours" ours_encrypted
 ok "N2 the same with subclusters" ours_encrypted "extended_l2=1 cluster=16384"
+ok "N2 the same preallocated: what was not written reads as zeroes" ours_encrypted "preallocation=falloc"
 ok "N2 the same with 512-byte clusters" ours_encrypted "cluster=512"
 theirs_encrypted() {
     local i
