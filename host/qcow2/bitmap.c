@@ -23,8 +23,9 @@ struct bitmap {
     uint64_t table_offset;
     uint32_t table_entries, flags;
     uint8_t granularity_bits;
-    uint8_t *bits; /* followed: one bit a granule; NULL: not */
+    uint8_t *bits; /* in memory: one bit a granule; NULL: not */
     uint64_t nb_bytes;
+    bool disabled; /* in memory because it has to change with the disk's size; writes do not set its bits */
 };
 
 struct qcow2_bitmaps {
@@ -303,13 +304,238 @@ void qcow2_bitmaps_mark(struct qcow2 *s, uint64_t offset, uint64_t bytes)
         return;
     for (unsigned i = 0; i < b->count; i++) {
         struct bitmap *bitmap = &b->list[i];
-        if (!bitmap->bits)
+        if (!bitmap->bits || bitmap->disabled)
             continue;
         uint64_t first = offset >> bitmap->granularity_bits,
                  last = (offset + bytes - 1) >> bitmap->granularity_bits;
         for (uint64_t bit = first; bit <= last && bit / 8 < bitmap->nb_bytes; bit++)
             __atomic_fetch_or(&bitmap->bits[bit / 8], (uint8_t)(1u << bit % 8), __ATOMIC_RELAXED);
     }
+}
+
+/* ---- another size ---- */
+
+static uint32_t entries_needed(const struct qcow2 *s, const struct bitmap *bitmap)
+{
+    return (uint32_t)((bitmap->nb_bytes + s->cluster_bytes - 1) >> s->cluster_bits);
+}
+
+int coroutine_fn qcow2_bitmaps_co_prepare_resize(struct qcow2 *s, uint64_t size, struct error *err)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    uint64_t memory = 0;
+    for (unsigned i = 0; b && i < b->count; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        if ((bitmap->flags & QCOW2_BITMAP_IN_USE) && !bitmap->bits)
+            return error_set(err, -ENOTSUP,
+                             "bitmap '%s' is inconsistent: the image cannot be resized before it is removed",
+                             bitmap->name);
+        memory += (size >> bitmap->granularity_bits) / 8 + s->cluster_bytes;
+    }
+    if (memory > BITMAPS_MEMORY_MAX || (b && !size))
+        return error_set(err, -ENOTSUP, "the bitmaps cannot follow to a size of %llu bytes",
+                         (unsigned long long)size);
+    bool any = false;
+    for (unsigned i = 0; b && i < b->count; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        if (bitmap->bits)
+            continue;
+        int ret = co_load(s, bitmap);
+        bitmap->disabled = true;
+        if (ret == 0)
+            ret = co_write_flags(s, bitmap, bitmap->flags | QCOW2_BITMAP_IN_USE);
+        if (ret < 0)
+            return error_set(err, ret, "bitmap '%s': %s", bitmap->name, strerror(-ret));
+        __atomic_store_n(&b->followed, true, __ATOMIC_RELEASE);
+        any = true;
+    }
+    int ret = any ? node_co_flush(s->node->file) : 0;
+    return ret < 0 ? error_set(err, ret, "marking bitmaps: %s", strerror(-ret)) : 0;
+}
+
+void qcow2_bitmaps_resized(struct qcow2 *s)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    for (unsigned i = 0; b && i < b->count; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        uint64_t old = bitmap->nb_bytes,
+                 granules = (s->size + (1ull << bitmap->granularity_bits) - 1) >> bitmap->granularity_bits;
+        bitmap->nb_bytes = bytes_needed(s, bitmap->granularity_bits);
+        if (!bitmap->bits)
+            continue;
+        uint8_t *bits = calloc(1, qcow2_cluster_up(s, bitmap->nb_bytes) + 1);
+        if (bits) {
+            memcpy(bits, bitmap->bits, min_u64(old, bitmap->nb_bytes));
+            if (granules % 8) /* none behind the end */
+                bits[granules / 8] &= (uint8_t)((1u << granules % 8) - 1);
+        } /* else it stays marked in use: inconsistent */
+        free(bitmap->bits);
+        bitmap->bits = bits;
+    }
+}
+
+/* A directory in another place, with tables of the sizes that are needed now, all of it still marked in use:
+ * what the new tables name is what the old ones named. The two change places with the 8 bytes of the
+ * directory's offset in the header. */
+struct moving {
+    uint8_t *directory;
+    uint64_t host, clusters; /* of the directory */
+    struct {
+        uint64_t host;
+        uint32_t entries;
+    } * tables;
+};
+
+static uint64_t table_clusters(const struct qcow2 *s, uint32_t entries)
+{
+    return ((uint64_t)entries * 8 + s->cluster_bytes - 1) >> s->cluster_bits;
+}
+
+static int coroutine_fn co_new_table(struct qcow2 *s, const struct bitmap *bitmap, uint32_t entries,
+                                     uint64_t *host)
+{
+    uint64_t *table;
+    int ret = qcow2_co_read_table(s, bitmap->table_offset, min_u64(entries, bitmap->table_entries),
+                                  max_u64(entries, 1), &table);
+    if (ret < 0)
+        return ret;
+    ret = qcow2_co_alloc_contiguous(s, table_clusters(s, entries), host, NULL);
+    be64 *out = qcow2_buffer_get(s);
+    if (ret == 0 && !out)
+        ret = -ENOMEM;
+    uint64_t per = s->cluster_bytes / 8;
+    for (uint64_t at = 0; at < entries && ret == 0; at += per) {
+        for (uint64_t i = 0; i < per; i++)
+            out[i] = be64_put(at + i < entries ? table[at + i] : 0);
+        ret = node_co_pwrite(s->node->file, *host + at * 8, out, s->cluster_bytes, 0);
+    }
+    qcow2_buffer_put(s, out);
+    free(table);
+    return ret;
+}
+
+static int coroutine_fn co_write_moved(struct qcow2 *s, struct moving *m)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    int ret = node_co_pread(s->node->file, b->directory_offset, m->directory, b->directory_bytes);
+    for (unsigned i = 0; i < b->count && ret == 0; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        m->tables[i].entries = entries_needed(s, bitmap);
+        if (m->tables[i].entries == bitmap->table_entries || !bitmap->bits)
+            continue;
+        ret = co_new_table(s, bitmap, m->tables[i].entries, &m->tables[i].host);
+        struct qcow2_bitmap_header *h = (void *)(m->directory + (bitmap->entry_offset - b->directory_offset));
+        h->table_offset = be64_put(m->tables[i].host);
+        h->table_size = be32_put(m->tables[i].entries);
+    }
+    if (ret == 0)
+        ret = qcow2_co_alloc_contiguous(s, m->clusters, &m->host, NULL);
+    if (ret == 0)
+        ret = node_co_pwrite(s->node->file, m->host, m->directory, m->clusters << s->cluster_bits, 0);
+    /* Counted and durable before the header names it. */
+    return ret == 0 ? qcow2_co_writeback_keep(s) : ret;
+}
+
+/* Where the bitmaps extension's data lie in the file; 0: not where they should be. */
+static uint64_t coroutine_fn co_find_extension(struct qcow2 *s, const struct qcow2_ext *ext)
+{
+    uint64_t at = s->header_length;
+    uint8_t there[sizeof(struct qcow2_bitmaps_extension)];
+    for (const struct qcow2_ext *e = s->exts; e != ext; e++)
+        at += sizeof(struct qcow2_extension) + ((e->length + 7ull) & ~7ull);
+    at += sizeof(struct qcow2_extension);
+    return node_co_pread(s->node->file, at, there, sizeof(there)) == 0 &&
+                   memcmp(there, ext->data, sizeof(there)) == 0
+               ? at
+               : 0;
+}
+
+static int coroutine_fn co_write_offset(struct qcow2 *s, uint64_t at, be64 offset)
+{
+    int ret = node_co_pwrite(s->node->file, at, &offset, sizeof(offset), 0);
+    return ret == 0 ? node_co_flush(s->node->file) : ret;
+}
+
+/* Aligned to 8 bytes, so in one sector. A write that fails leaves it open what is there: then the old one is
+ * put back, and if that fails as well nothing is written any more. */
+static int coroutine_fn co_name_directory(struct qcow2 *s, uint64_t host)
+{
+    co_mutex_lock(&s->header_lock);
+    struct qcow2_ext *ext = qcow2_find_ext(s, QCOW2_EXT_BITMAPS);
+    uint64_t at = ext ? co_find_extension(s, ext) : 0;
+    int ret = at ? 0 : -EIO;
+    if (ret == 0) {
+        struct qcow2_bitmaps_extension *h = (void *)ext->data;
+        be64 old = h->directory_offset, new = be64_put(host);
+        at += offsetof(struct qcow2_bitmaps_extension, directory_offset);
+        ret = co_write_offset(s, at, new);
+        if (ret == 0)
+            h->directory_offset = new;
+        else if (co_write_offset(s, at, old) < 0)
+            __atomic_store_n(&s->io_error, ret, __ATOMIC_RELAXED);
+    }
+    co_mutex_unlock(&s->header_lock);
+    return ret;
+}
+
+/* Frees what the old tables named and the new ones do not, and the tables. */
+static int coroutine_fn co_free_table(struct qcow2 *s, const struct bitmap *bitmap, uint32_t entries)
+{
+    uint64_t *table;
+    int ret =
+        qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries, &table);
+    qcow2_lock(s);
+    for (uint32_t i = entries; ret == 0 && i < bitmap->table_entries; i++) {
+        if (table[i] & QCOW2_BITMAP_OFFSET_MASK)
+            qcow2_free_later(s, table[i] & QCOW2_BITMAP_OFFSET_MASK, s->cluster_bytes, true);
+    }
+    qcow2_free_later(s, bitmap->table_offset, (uint64_t)bitmap->table_entries * 8, true);
+    qcow2_unlock(s);
+    if (ret == 0)
+        free(table);
+    return ret;
+}
+
+static int coroutine_fn co_move_directory(struct qcow2 *s)
+{
+    struct qcow2_bitmaps *b = s->bitmaps;
+    struct moving m = {.clusters = (b->directory_bytes + s->cluster_bytes - 1) >> s->cluster_bits};
+    m.directory = node_buffer(s->node->file, m.clusters << s->cluster_bits);
+    m.tables = calloc(b->count, sizeof(*m.tables));
+    int ret = m.directory && m.tables ? 0 : -ENOMEM;
+    if (ret == 0) {
+        memset(m.directory, 0, m.clusters << s->cluster_bits);
+        ret = co_write_moved(s, &m);
+    }
+    if (ret == 0)
+        ret = co_name_directory(s, m.host);
+    for (unsigned i = 0; i < b->count && m.tables; i++) {
+        struct bitmap *bitmap = &b->list[i];
+        if (ret == 0)
+            bitmap->entry_offset = bitmap->entry_offset - b->directory_offset + m.host;
+        if (!m.tables[i].host)
+            continue;
+        if (ret == 0) {
+            (void)co_free_table(s, bitmap, m.tables[i].entries); /* an error leaves leaks */
+            bitmap->table_offset = m.tables[i].host;
+            bitmap->table_entries = m.tables[i].entries;
+        } else if (qcow2_io_error(s) == 0) {
+            qcow2_co_unalloc(s, m.tables[i].host, table_clusters(s, m.tables[i].entries));
+        }
+    }
+    if (ret == 0) {
+        qcow2_lock(s);
+        qcow2_overlap_remove(s, b->directory_offset, b->directory_bytes);
+        (void)qcow2_overlap_add(s, m.host, b->directory_bytes, QCOW2_OL_BITMAP_DIRECTORY);
+        qcow2_free_later(s, b->directory_offset, b->directory_bytes, true);
+        qcow2_unlock(s);
+        b->directory_offset = m.host;
+    } else if (m.host && qcow2_io_error(s) == 0) {
+        qcow2_co_unalloc(s, m.host, m.clusters);
+    }
+    free(m.tables);
+    free(m.directory);
+    return ret;
 }
 
 /* ---- storing ---- */
@@ -371,6 +597,11 @@ int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s)
     int ret = 0;
     if (!b || !b->followed)
         return 0;
+    bool resized = false;
+    for (unsigned i = 0; i < b->count; i++)
+        resized |= b->list[i].bits && b->list[i].table_entries != entries_needed(s, &b->list[i]);
+    if (resized)
+        ret = co_move_directory(s);
     for (unsigned i = 0; i < b->count && ret == 0; i++) {
         if (b->list[i].bits)
             ret = co_store(s, &b->list[i]);

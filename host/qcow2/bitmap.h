@@ -17,6 +17,13 @@ int coroutine_fn qcow2_bitmaps_co_prepare_write(struct qcow2 *s, uint64_t *autoc
 /* Guest data in this range changed. Any thread. */
 void qcow2_bitmaps_mark(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 
+/* Before the disk's size becomes SIZE, and no writer is in flight: can all bitmaps follow? They are marked in
+ * use and in memory after it. */
+int coroutine_fn qcow2_bitmaps_co_prepare_resize(struct qcow2 *s, uint64_t size, struct error *err);
+/* The disk has the header's size now: so have the bitmaps, and what is new is clean. In the file they follow
+ * at close. */
+void qcow2_bitmaps_resized(struct qcow2 *s);
+
 /* Stores what was filled, at a clean close. */
 int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s);
 

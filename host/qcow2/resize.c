@@ -174,11 +174,9 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
 {
     bytes = (bytes + 511) & ~511ull;
     uint64_t old = node_length(s->node);
-    int ret = 0;
+    int ret = 0, refused = 0;
     if (s->version < 3 && s->nb_snapshots)
         return error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot be resized");
-    if (qcow2_bitmaps_count(s))
-        return error_set(err, -ENOTSUP, "an image with bitmaps cannot be resized");
     if (l1_needed(s, bytes) > QCOW2_MAX_L1_BYTES / 8)
         return error_set(err, -EFBIG, "%llu bytes are too many for clusters of %llu bytes",
                          (unsigned long long)bytes, (unsigned long long)s->cluster_bytes);
@@ -188,9 +186,15 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
         qcow2_co_quiesce(s);
         ret = qcow2_io_error(s);
         if (ret == 0 && bytes != old)
+            refused = qcow2_bitmaps_co_prepare_resize(s, bytes, err);
+        if (ret == 0 && refused == 0 && bytes != old)
             ret = bytes > old ? co_grow(s, bytes) : co_shrink(s, bytes);
+        if (ret == 0 && refused == 0 && bytes != old)
+            qcow2_bitmaps_resized(s);
         qcow2_co_unquiesce(s);
     }
+    if (refused < 0)
+        return error_prefix(err, refused, "%s", s->node->filename);
     if (ret == 0 && bytes > old && mode != QCOW2_PREALLOCATION_OFF)
         ret = qcow2_co_preallocate(s, old, bytes, mode);
     return ret < 0 ? error_set(err, ret, "%s: cannot be resized to %llu bytes: %s", s->node->filename,

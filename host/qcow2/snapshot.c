@@ -529,7 +529,19 @@ int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_na
         ret = co_begin(node, &s, err);
     if (ret < 0)
         return ret;
-    return co_end(s, co_apply(s, snapshot), "snapshot cannot be applied", err);
+    if (snapshot->disk_bytes != s->size) {
+        ret = qcow2_bitmaps_co_prepare_resize(s, snapshot->disk_bytes, err);
+        if (ret < 0) {
+            qcow2_co_unquiesce(s);
+            return error_prefix(err, ret, "snapshot cannot be applied");
+        }
+    }
+    ret = co_apply(s, snapshot);
+    if (ret == 0) {
+        qcow2_bitmaps_resized(s);
+        qcow2_bitmaps_mark(s, 0, s->size);
+    }
+    return co_end(s, ret, "snapshot cannot be applied", err);
 }
 
 int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)

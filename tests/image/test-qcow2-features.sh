@@ -148,6 +148,26 @@ stale() {
 }
 ok "K2 stale bitmaps are not made valid again" stale
 
+resized() { # OPTIONS: grown, written behind the old end, shrunk: the bitmaps follow, the disabled one as well
+    fresh ${1:-} && qemu-img bitmap --add -g 4k image.qcow2 b0 && qemu-img bitmap --add --disable image.qcow2 off &&
+        qemu-io -c 'write -q -P 3 1M 100k' image.qcow2 && "$tool" resize image.qcow2 $((300 << 20)) && qemu-img check image.qcow2 &&
+        "$tool" check image.qcow2 && "$tool" write image.qcow2 $((200 << 20)) 4096 && qemu-img check image.qcow2 &&
+        [ "$(bitmap_bits b0 | tr '\n' ' ')" = "1048576 102400 209715200 4096 " ] &&
+        qemu-io -c 'write -q -P 4 250M 4k' image.qcow2 && "$tool" resize image.qcow2 $((2 << 20)) &&
+        "$tool" resize image.qcow2 $((260 << 20)) && qemu-img check image.qcow2 && "$tool" check image.qcow2 &&
+        [ "$(bitmap_bits b0 | tr '\n' ' ')" = "1048576 102400 " ] && ! qemu-img info image.qcow2 | grep in-use &&
+        qemu-img bitmap --remove image.qcow2 off && qemu-img resize -q image.qcow2 270M && qemu-img check image.qcow2
+}
+ok "K3 bitmaps are resized with the disk, and QEMU goes on with them" resized
+ok "K3 the same with 512-byte clusters" resized "-o cluster_size=512"
+inconsistent() {
+    fresh && qemu-img bitmap --add image.qcow2 b0 && "$poke" image.qcow2 bitmap:12:4='|1' || return
+    "$tool" resize image.qcow2 $((8 << 20)) 2>resize.err && return 1
+    cat resize.err
+    grep -q 'inconsistent' resize.err && ! qemu-img resize image.qcow2 8M
+}
+ok "K3 what QEMU refuses, ours refuses: a disk with an inconsistent bitmap is not resized" inconsistent
+
 # ---- external data files ----
 data_file() {
     fresh -o data_file=data.raw${1:-} && model image.qcow2 depth=8 region=4096 && qemu-io -c 'write -q -P 9 100k 10k' image.qcow2 &&

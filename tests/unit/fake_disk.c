@@ -61,7 +61,9 @@ static int coroutine_fn begin(struct fake_disk *disk, struct fake_active *self, 
     uint64_t number = disk->calls[op]++;
     if (disk->records < sizeof(disk->record) / sizeof(disk->record[0]))
         disk->record[disk->records++] = (struct fake_record){op, offset, bytes, flags};
-    int ret = number >= disk->error_skip[op] ? disk->error[op] : 0;
+    bool fails = number >= disk->error_skip[op] &&
+                 (!disk->error_times[op] || number - disk->error_skip[op] < disk->error_times[op]);
+    int ret = fails ? disk->error[op] : 0;
     while (disk->hold)
         co_queue_wait_spin(&disk->held, &disk->guard);
     spin_unlock(&disk->guard);
@@ -148,6 +150,10 @@ static int coroutine_fn fake_co_pwritev(struct node *node, uint64_t offset, uint
     struct fake_disk *disk = disk_of(node);
     struct fake_active self;
     int ret = begin(disk, &self, FAKE_WRITE, offset, bytes, flags, &sg);
+    if (ret < 0 && disk->half && bytes >= 1024) {
+        ensure(disk, offset + bytes);
+        sg_copy_out(sg, disk->data + offset, bytes / 2 & ~511ull);
+    }
     if (ret == 0) {
         keep(disk, FAKE_WRITE, offset, bytes, &sg);
         ensure(disk, offset + bytes);

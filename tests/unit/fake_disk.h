@@ -31,10 +31,12 @@ struct fake_disk {
     uint64_t length;
     bool grows, fua, no_zeroes, no_discard, as_format, read_only, detect_zeroes, detect_zeroes_unmap;
     /* may change at any time */
-    uint64_t delay_ns;             /* each request sleeps so long */
-    bool hold;                     /* requests wait until fake_disk_release */
-    int error[FAKE_OPS];           /* what requests of a kind end with, if not 0 */
-    uint64_t error_skip[FAKE_OPS]; /* after so many that go well */
+    uint64_t delay_ns;              /* each request sleeps so long */
+    bool hold;                      /* requests wait until fake_disk_release */
+    int error[FAKE_OPS];            /* what requests of a kind end with, if not 0 */
+    uint64_t error_skip[FAKE_OPS];  /* after so many that go well */
+    uint64_t error_times[FAKE_OPS]; /* so often; 0: always */
+    bool half;                      /* of a write that fails half is there, in sectors */
 
     bool keep_log;
     struct fake_logged *log;

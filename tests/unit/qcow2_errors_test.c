@@ -1,0 +1,698 @@
+/*
+ * For every update of metadata that there is in the code: the update fails (checklist O).
+ *
+ * The table `updates` is the list of them; a row is an image, what is done to it, and the kind of metadata
+ * that this has to write, which is verified, so that no row can pass by writing something else. For each row
+ * every single write of that kind, and every flush and every read in the whole of it, fails in turn: once,
+ * half done, and for ever from there on. Then the guest has to have been told; the node has to work on, or to
+ * say that it does not; and the image, opened again, has leaks at most, the disk as it was before or as it
+ * was to be, in every sector, and can be written to.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/block/inject.h"
+#include "host/qcow2/qcow2_state.h"
+#include "host/runtime/loop.h"
+#include "tests/unit/fake_disk.h"
+
+#define KIB 1024u
+#define MIB (1024u * 1024u)
+
+static struct loop *loop;
+static struct fake_disk disk;
+static struct node *node;
+static struct qcow2 *q;
+
+static int setup(void **state)
+{
+    loop = loop_create("test", NULL);
+    return loop ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    loop_destroy(loop);
+    return 0;
+}
+
+/* ---- what is done ---- */
+
+static int write_at(uint64_t offset, uint64_t bytes, int fill)
+{
+    char *buf = malloc(bytes);
+    memset(buf, fill, bytes);
+    int ret = node_co_pwrite(node, offset, buf, bytes, 0);
+    free(buf);
+    return ret;
+}
+
+static int compressed_at(uint64_t offset, int seed)
+{
+    uint64_t bytes = q->cluster_bytes;
+    uint8_t *buf = malloc(bytes);
+    for (uint64_t i = 0; i < bytes; i++)
+        buf[i] = (uint8_t)(i / 64 + (uint64_t)seed);
+    int ret = node_co_pwrite(node, offset, buf, bytes, NODE_IO_COMPRESSED);
+    free(buf);
+    return ret;
+}
+
+/* The first error. */
+static int first(int a, int b)
+{
+    return a < 0 ? a : b;
+}
+
+static int coroutine_fn nothing(void)
+{
+    return 0;
+}
+
+static int coroutine_fn some_data(void)
+{
+    int ret = write_at(0, 64 * KIB, 1);
+    return first(ret, node_co_flush(node));
+}
+
+static int coroutine_fn one_snapshot(void)
+{
+    struct error err;
+    int ret = write_at(0, 64 * KIB, 1);
+    return first(ret, qcow2_co_snapshot_create(node, "one", &err));
+}
+
+static int coroutine_fn some_snapshots(void)
+{
+    struct error err;
+    int ret = write_at(0, 256 * KIB, 1);
+    ret = first(ret, qcow2_co_snapshot_create(node, "one", &err));
+    ret = first(ret, write_at(32 * KIB, 64 * KIB, 2));
+    ret = first(ret, qcow2_co_snapshot_create(node, "two", &err));
+    ret = first(ret, write_at(128 * KIB, 16 * KIB, 3));
+    return first(ret, node_co_flush(node));
+}
+
+static int coroutine_fn a_snapshot(void)
+{
+    struct error err;
+    int ret = write_at(0, 64 * KIB, 1);
+    ret = first(ret, qcow2_co_snapshot_create(node, "one", &err));
+    /* Again, so that the L2 tables are shared. */
+    ret = first(ret, qcow2_co_snapshot_create(node, "two", &err));
+    return first(ret, node_co_flush(node));
+}
+
+static int coroutine_fn many_blocks(void)
+{
+    int ret = write_at(0, 1900 * KIB, 1);
+    return first(ret, node_co_flush(node));
+}
+
+static int coroutine_fn some_compressed(void)
+{
+    int ret = 0;
+    for (unsigned i = 0; i < 8; i++)
+        ret = first(ret, compressed_at(i * 16 * KIB, (int)i));
+    return first(ret, node_co_flush(node));
+}
+
+static int coroutine_fn write_next(void)
+{
+    return write_at(64 * KIB, 8 * KIB, 7);
+}
+
+static int coroutine_fn write_far(void)
+{
+    return write_at(3 * MIB + 512, 8 * KIB, 7);
+}
+
+static int coroutine_fn write_more(void)
+{
+    return write_at(3 * MIB, 48 * KIB, 7);
+}
+
+static int coroutine_fn write_over(void)
+{
+    return write_at(8 * KIB, 20 * KIB, 7);
+}
+
+static int coroutine_fn write_much(void)
+{
+    return write_at(1900 * KIB, 200 * KIB, 7);
+}
+
+static int coroutine_fn compress_more(void)
+{
+    int ret = compressed_at(256 * KIB, 9);
+    return first(ret, compressed_at(272 * KIB, 10));
+}
+
+static int coroutine_fn discard_some(void)
+{
+    return node_co_pdiscard(node, 0, 48 * KIB);
+}
+
+static int coroutine_fn zero_some(void)
+{
+    return node_co_pwrite_zeroes(node, 16 * KIB, 32 * KIB, 0);
+}
+
+static int coroutine_fn zero_and_free(void)
+{
+    return node_co_pwrite_zeroes(node, 16 * KIB, 32 * KIB, NODE_IO_MAY_UNMAP);
+}
+
+static int coroutine_fn make_snapshot(void)
+{
+    struct error err;
+    return qcow2_co_snapshot_create(node, "new", &err);
+}
+
+static int coroutine_fn delete_snapshot(void)
+{
+    struct error err;
+    return qcow2_co_snapshot_delete(node, "one", &err);
+}
+
+static int coroutine_fn apply_snapshot(void)
+{
+    struct error err;
+    return qcow2_co_snapshot_apply(node, "one", &err);
+}
+
+static int coroutine_fn make_empty(void)
+{
+    struct error err;
+    return qcow2_co_make_empty(node, &err);
+}
+
+static int coroutine_fn grow_a_little(void)
+{
+    struct error err;
+    return node_co_truncate(node, 4 * MIB + 64 * KIB, true, &err);
+}
+
+static int coroutine_fn grow_much(void)
+{
+    struct error err;
+    return node_co_truncate(node, 64 * MIB, true, &err);
+}
+
+static int coroutine_fn grow_allocated(void)
+{
+    struct error err;
+    return qcow2_co_grow(node, 4 * MIB + 128 * KIB, QCOW2_PREALLOCATION_METADATA, &err);
+}
+
+static int coroutine_fn shrink(void)
+{
+    struct error err;
+    return node_co_truncate(node, 32 * KIB, true, &err);
+}
+
+static int coroutine_fn change_backing(void)
+{
+    struct error err;
+    return qcow2_co_change_backing(node, "base", "raw", &err);
+}
+
+static int coroutine_fn set_corrupt(void)
+{
+    (void)qcow2_co_corrupt(q, "as a test");
+    return write_at(0, 512, 1);
+}
+
+static int coroutine_fn mend(void)
+{
+    struct qcow2_check result;
+    struct error err;
+    int ret = qcow2_co_check(node, QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS, &result, NULL, NULL, &err);
+    return ret == 0 && (result.corruptions || result.check_errors) ? -EIO : ret;
+}
+
+/* ---- what is done to the file behind the image's back ---- */
+
+static uint64_t field(unsigned at)
+{
+    be64 word;
+    memcpy(&word, disk.data + at, 8);
+    return be64_get(word);
+}
+
+static void set_field(uint64_t at, uint64_t value)
+{
+    be64 word = be64_put(value);
+    memcpy(disk.data + at, &word, 8);
+}
+
+#define AT(name) ((unsigned)offsetof(struct qcow2_header, name))
+
+static void unknown_autoclear(void)
+{
+    set_field(AT(autoclear_features), 1ull << 40);
+}
+
+static void forgotten_refcounts(void)
+{
+    uint64_t block = field((unsigned)field(AT(refcount_table_offset)));
+    set_field(AT(incompatible_features), QCOW2_INCOMPAT_DIRTY);
+    memset(disk.data + block + 16, 0, 64);
+}
+
+static void forgotten_blocks(void)
+{
+    set_field(field(AT(refcount_table_offset)), 0);
+}
+
+/* ---- the updates ---- */
+
+struct update {
+    const char *name;
+    enum qcow2_overlap kind; /* NONE: data */
+    struct qcow2_create_options options;
+    int coroutine_fn (*before)(void);
+    void (*damage)(void);
+    int coroutine_fn (*what)(void);
+    bool advice;     /* its failure changes nothing for the guest */
+    bool told;       /* the guest is told of an error when all goes well, too */
+    bool check_only; /* opened as check does */
+    bool bitmap;     /* the image has one */
+};
+
+#define BIG                                    \
+    {                                          \
+        .size = 4 * MIB, .cluster_bytes = 4096 \
+    }
+#define V2                                                   \
+    {                                                        \
+        .size = 4 * MIB, .cluster_bytes = 4096, .version = 2 \
+    }
+#define SMALL                                                      \
+    {                                                              \
+        .size = 4 * MIB, .cluster_bytes = 512, .refcount_bits = 64 \
+    }
+#define SUBS                                                         \
+    {                                                                \
+        .size = 4 * MIB, .cluster_bytes = 16384, .extended_l2 = true \
+    }
+
+static const struct update updates[] = {
+    {"L2 entry: a cluster becomes allocated", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, write_next},
+    {"L2 entry: of subclusters", QCOW2_OL_ACTIVE_L2, SUBS, some_data, NULL, write_next},
+    {"L2 entry: copy-on-write from a snapshot", QCOW2_OL_ACTIVE_L2, BIG, some_snapshots, NULL, write_over},
+    {"L2 entry: a compressed cluster", QCOW2_OL_ACTIVE_L2, BIG, some_compressed, NULL, compress_more},
+    {"L2 entry: a compressed cluster is overwritten", QCOW2_OL_ACTIVE_L2, BIG, some_compressed, NULL,
+     write_over},
+    {"L2 entry: discard", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, discard_some},
+    {"L2 entry: zeroes, the cluster kept", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, zero_some},
+    {"L2 entry: zeroes, the cluster freed", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, zero_and_free},
+    {"L2 table: a new one", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, write_far},
+    {"L2 table: a copy of a shared one", QCOW2_OL_ACTIVE_L2, BIG, a_snapshot, NULL, write_over},
+    {"L1 entry", QCOW2_OL_ACTIVE_L1, BIG, some_data, NULL, write_far},
+    {"L1 table: a larger one", QCOW2_OL_ACTIVE_L1, SMALL, some_data, NULL, grow_much},
+    {"L1 table: the active mapping emptied", QCOW2_OL_ACTIVE_L1, BIG, some_data, NULL, make_empty},
+    {"L1 table: a snapshot applied", QCOW2_OL_ACTIVE_L1, BIG, some_snapshots, NULL, apply_snapshot},
+    {"refcounts: up, by an allocation", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, NULL, write_next},
+    {"refcounts: down, by a discard", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, NULL, discard_some},
+    {"refcounts: of compressed clusters", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_compressed, NULL, compress_more},
+    {"refcounts: copied for a snapshot", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, NULL, make_snapshot},
+    {"refcounts: up, for a snapshot applied", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_snapshots, NULL,
+     apply_snapshot},
+    {"refcount block: a new one", QCOW2_OL_REFCOUNT_BLOCK, SMALL, some_data, NULL, write_more},
+    {"refcount table: an entry", QCOW2_OL_REFCOUNT_TABLE, SMALL, some_data, NULL, write_more},
+    {"refcount table: a larger one", QCOW2_OL_REFCOUNT_TABLE, SMALL, many_blocks, NULL, write_much},
+    {"refcount table: the header names it", QCOW2_OL_MAIN_HEADER, SMALL, many_blocks, NULL, write_much},
+    {"refcount table: copied for a snapshot", QCOW2_OL_REFCOUNT_TABLE, V2, some_data, NULL, make_snapshot},
+    {"snapshot table: one more", QCOW2_OL_SNAPSHOT_TABLE, BIG, some_snapshots, NULL, make_snapshot},
+    {"snapshot table: one less", QCOW2_OL_SNAPSHOT_TABLE, BIG, some_snapshots, NULL, delete_snapshot},
+    {"snapshot: L2 tables with other flags", QCOW2_OL_ACTIVE_L2, V2, some_data, NULL, make_snapshot},
+    {"snapshot: L2 tables with flags again", QCOW2_OL_ACTIVE_L2, V2, one_snapshot, NULL, delete_snapshot},
+    {"snapshot: the header names all of it", QCOW2_OL_MAIN_HEADER, V2, some_snapshots, NULL, make_snapshot},
+    {"snapshot: the header, one deleted", QCOW2_OL_MAIN_HEADER, V2, some_snapshots, NULL, delete_snapshot},
+    {"snapshot: the header, one applied", QCOW2_OL_MAIN_HEADER, V2, some_snapshots, NULL, apply_snapshot},
+    {"header: size, growing", QCOW2_OL_MAIN_HEADER, BIG, some_data, NULL, grow_a_little},
+    {"header: size, shrinking", QCOW2_OL_MAIN_HEADER, BIG, some_data, NULL, shrink},
+    {"header: L1 table", QCOW2_OL_MAIN_HEADER, SMALL, some_data, NULL, grow_much},
+    {"header: backing file and extensions", QCOW2_OL_MAIN_HEADER, BIG, some_data, NULL, change_backing},
+    {"header: unknown autoclear bits", QCOW2_OL_MAIN_HEADER, BIG, some_data, unknown_autoclear, write_next},
+    {"header: corrupt bit", QCOW2_OL_MAIN_HEADER, BIG, some_data, NULL, set_corrupt, .advice = true,
+     .told = true},
+    {"preallocation: L2 tables of what is new", QCOW2_OL_ACTIVE_L2, BIG, some_data, NULL, grow_allocated},
+    {"dirty bit: refcounts mended on open", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, forgotten_refcounts,
+     nothing, .advice = true},
+    {"dirty bit: cleared", QCOW2_OL_MAIN_HEADER, BIG, some_data, forgotten_refcounts, nothing,
+     .advice = true},
+    {"check -r: refcount structures rebuilt", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, forgotten_blocks, mend,
+     .check_only = true},
+    {"check -r: the header names them", QCOW2_OL_MAIN_HEADER, BIG, some_data, forgotten_blocks, mend,
+     .check_only = true},
+    {"bitmap: marked in use", QCOW2_OL_BITMAP_DIRECTORY, BIG, NULL, NULL, write_next, .bitmap = true},
+    {"bitmap: data and table stored", QCOW2_OL_NONE, BIG, NULL, NULL, write_next, .bitmap = true},
+    {"bitmap: grows with the disk", QCOW2_OL_BITMAP_DIRECTORY, BIG, NULL, NULL, grow_much, .bitmap = true},
+};
+
+/* ---- the image of a row ---- */
+
+static uint8_t *image; /* what every run begins with */
+static uint64_t image_bytes;
+
+static bool load_file(const struct update *u)
+{
+    char path[] = "/tmp/qcow2_errors_test.XXXXXX", command[200];
+    struct error err = {""};
+    struct stat st;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(qcow2_co_create(path, &u->options, &err), 0);
+    snprintf(command, sizeof(command), "qemu-img bitmap --add -g 64k -f qcow2 %s one >/dev/null 2>&1", path);
+    bool good = !u->bitmap || system(command) == 0; /* NOLINT(cert-env33-c): a test's own words */
+    assert_int_equal(fstat(fd, &st), 0);
+    image_bytes = (uint64_t)st.st_size;
+    image = malloc(image_bytes);
+    assert_int_equal(pread(fd, image, image_bytes, 0), st.st_size);
+    close(fd);
+    unlink(path);
+    return good;
+}
+
+static void fresh_disk(void)
+{
+    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
+    disk.length = image_bytes;
+    disk.data = malloc(image_bytes);
+    memcpy(disk.data, image, image_bytes);
+}
+
+static bool read_only;
+
+static int coroutine_fn co_open(bool check_only)
+{
+    struct node *protocol;
+    struct open_options options = {.format = "qcow2",
+                                   .l2_cache_bytes = 4096,
+                                   .refcount_cache_bytes = 4096,
+                                   .no_backing = true,
+                                   .read_only = read_only,
+                                   .check_only = check_only};
+    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
+    int ret = node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL);
+    q = ret == 0 ? node->opaque : NULL;
+    if (ret < 0)
+        node = NULL;
+    return ret;
+}
+
+/* ---- the disk, sector by sector ---- */
+
+struct content {
+    uint64_t bytes;
+    uint8_t *data;
+};
+
+static struct content co_content(void)
+{
+    struct content content = {.bytes = node_length(node)};
+    content.data = malloc(content.bytes + 1);
+    assert_int_equal(node_co_pread(node, 0, content.data, content.bytes), 0);
+    return content;
+}
+
+static struct content before, after;
+
+static bool sector_is(const struct content *content, uint64_t at, const uint8_t *data)
+{
+    static const uint8_t zeroes[512];
+    return memcmp(at < content->bytes ? content->data + at : zeroes, data, 512) == 0;
+}
+
+static const struct update *row;
+
+static void co_verify(const char *what)
+{
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    memset(disk.error, 0, sizeof(disk.error));
+    read_only = row->told; /* it is corrupt, maybe */
+    int ret = co_open(row->check_only);
+    read_only = false;
+    if (ret < 0)
+        fail_msg("%s: cannot be opened again", what);
+    if (row->check_only)
+        assert_int_equal(mend(), 0);
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+    if (result.corruptions || result.check_errors)
+        fail_msg("%s: %llu corruptions", what, (unsigned long long)result.corruptions);
+    struct content now = co_content();
+    if (now.bytes != before.bytes && now.bytes != after.bytes)
+        fail_msg("%s: the disk has %llu bytes", what, (unsigned long long)now.bytes);
+    for (uint64_t at = 0; at < now.bytes; at += 512) {
+        if (!sector_is(&before, at, now.data + at) && !sector_is(&after, at, now.data + at))
+            fail_msg("%s: sector %llu holds neither what was nor what was to be", what,
+                     (unsigned long long)at / 512);
+    }
+    free(now.data);
+    if (!row->check_only && !row->told) {
+        assert_int_equal(write_at(4096, 512, 9), 0);
+        assert_int_equal(node_co_flush(node), 0);
+    }
+    (void)node_co_close(node);
+}
+
+/* ---- one run ---- */
+
+struct failure {
+    enum fake_op op;
+    uint64_t number;
+    uint64_t times; /* 0: from there on */
+    bool half;
+};
+
+/* Opens, does what the row says, flushes, closes. Returns what the guest was told. */
+static int co_run(const struct failure *failure, const char *what)
+{
+    fresh_disk();
+    disk.keep_log = !failure;
+    if (failure) {
+        disk.error[failure->op] = -EIO;
+        disk.error_skip[failure->op] = failure->number;
+        disk.error_times[failure->op] = failure->times;
+        disk.half = failure->half;
+    }
+    int ret = co_open(row->check_only);
+    if (ret < 0)
+        return ret;
+    ret = row->what();
+    ret = first(ret, node_co_flush(node));
+    if (failure && failure->times && !row->check_only && ret < 0 && !row->told) {
+        /* Later requests work, or say why not. */
+        int later = write_at(8 * KIB, 512, before.data[8 * KIB]);
+        later = first(later, node_co_flush(node));
+        if (later < 0 && qcow2_io_error(q) == 0)
+            fail_msg("%s: a later request fails", what);
+    }
+    if (!failure && !row->check_only)
+        after = co_content();
+    return first(ret, node_co_close(node));
+}
+
+static bool of_the_kind(const struct fake_logged *logged)
+{
+    if (logged->op != FAKE_WRITE && logged->op != FAKE_ZERO)
+        return false;
+    if (row->kind == QCOW2_OL_NONE)
+        return qcow2_overlap_check(q, logged->offset, logged->bytes, QCOW2_OL_NONE, NULL) == QCOW2_OL_NONE;
+    for (uint64_t at = 0; at < logged->bytes; at += q->cluster_bytes) {
+        uint64_t hit;
+        if (qcow2_overlap_check(q, logged->offset + at, 1, QCOW2_OL_NONE, &hit) == row->kind)
+            return true;
+    }
+    return false;
+}
+
+static unsigned runs;
+
+static void co_fail(enum fake_op op, uint64_t number)
+{
+    static const char *const names[] = {"read", "write", "zero", "discard", "flush", "truncate"};
+    const struct failure ways[] = {{op, number, 1, false}, {op, number, 1, true}, {op, number, 0, false}};
+    for (unsigned i = 0; i < 3; i++) {
+        char what[200];
+        if (ways[i].half && op != FAKE_WRITE)
+            continue;
+        snprintf(what, sizeof(what), "%s: %s number %llu fails %s", row->name, names[op],
+                 (unsigned long long)number,
+                 i == 0   ? "once"
+                 : i == 1 ? "half done"
+                          : "and all after it");
+        int ret = co_run(&ways[i], what);
+        if (ret == 0 && op == FAKE_WRITE && !row->advice)
+            fail_msg("%s: nobody is told", what);
+        runs++;
+        co_verify(what);
+        fake_disk_free(&disk);
+    }
+}
+
+/* Which writes are of the row's kind, by number; -1 at the end. */
+static int64_t *co_dry_run(uint64_t calls[FAKE_OPS])
+{
+    int ret = co_run(NULL, "");
+    if (ret < 0 && !row->told)
+        fail_msg("%s: %s", row->name, strerror(-ret));
+    memcpy(calls, disk.calls, sizeof(disk.calls));
+    /* As the image is now: where what was written belongs. */
+    struct fake_logged *log = disk.log;
+    size_t logged = disk.logged;
+    disk.log = NULL;
+    disk.logged = disk.log_room = 0;
+    disk.keep_log = false;
+    assert_int_equal(co_open(true), 0);
+    if (row->check_only)
+        after = co_content();
+    int64_t *numbers = malloc((logged + 1) * sizeof(*numbers)), writes = 0;
+    size_t found = 0;
+    for (size_t i = 0; i < logged; i++) {
+        if (log[i].op == FAKE_WRITE && of_the_kind(&log[i]))
+            numbers[found++] = writes;
+        writes += log[i].op == FAKE_WRITE;
+        free(log[i].data);
+    }
+    free(log);
+    numbers[found] = -1;
+    (void)node_co_close(node);
+    fake_disk_free(&disk);
+    return numbers;
+}
+
+static bool skipped;
+
+static void row_body(void *arg)
+{
+    skipped = !load_file(row);
+    if (skipped) {
+        free(image);
+        return;
+    }
+    fresh_disk();
+    assert_int_equal(co_open(false), 0);
+    if (row->before)
+        assert_int_equal(row->before(), 0);
+    before = co_content();
+    assert_int_equal(node_co_close(node), 0);
+    if (row->damage)
+        row->damage();
+    free(image);
+    image_bytes = disk.length;
+    image = malloc(image_bytes);
+    memcpy(image, disk.data, image_bytes);
+    fake_disk_free(&disk);
+
+    uint64_t calls[FAKE_OPS];
+    int64_t *numbers = co_dry_run(calls);
+    if (numbers[0] < 0)
+        fail_msg("%s: nothing of that kind was written", row->name);
+    for (size_t i = 0; numbers[i] >= 0; i++)
+        co_fail(FAKE_WRITE, (uint64_t)numbers[i]);
+    for (uint64_t n = 0; n < calls[FAKE_FLUSH]; n++)
+        co_fail(FAKE_FLUSH, n);
+    for (uint64_t n = 0; n < calls[FAKE_READ]; n++)
+        co_fail(FAKE_READ, n);
+    for (uint64_t n = 0; n < calls[FAKE_TRUNCATE]; n++)
+        co_fail(FAKE_TRUNCATE, n);
+    free(numbers);
+    free(before.data);
+    free(after.data);
+    free(image);
+}
+
+static void an_update_fails(void **state)
+{
+    row = *state;
+    runs = 0;
+    assert_int_equal(loop_run_coroutine(loop, row_body, NULL), 0);
+    printf("# %u failures\n", runs);
+    if (skipped)
+        skip();
+}
+
+/* ---- an external data file, whose own errors count as well ---- */
+
+static const char *data_rule, *image_rule;
+
+static void data_file_body(void *arg)
+{
+    char dir[] = "/tmp/qcow2_errors_test.XXXXXX", path[64], data[64];
+    struct error err = {""};
+    struct qcow2_check result;
+    uint8_t buf[512];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/image", dir);
+    snprintf(data, sizeof(data), "%s/data", dir);
+    struct qcow2_create_options how = {.size = 4 * MIB, .cluster_bytes = 4096, .data_file = data};
+    assert_int_equal(qcow2_co_create(path, &how, &err), 0);
+    struct open_options options = {.format = "qcow2", .inject = image_rule};
+    assert_int_equal(node_co_open(path, &options, &node, &err), 0);
+    q = qcow2_state(node);
+    assert_int_equal(inject_co_open(node->data_file, data_rule, &node->data_file, &err), 0);
+    q->data = node->data_file;
+    int ret = write_at(0, 8 * KIB, 1);
+    ret = first(ret, node_co_flush(node));
+    assert_int_equal(ret, -EIO);
+    int later = write_at(16 * KIB, 8 * KIB, 2);
+    later = first(later, node_co_flush(node));
+    assert_int_equal(later, qcow2_io_error(q));
+    ret = node_co_close(node);
+    options.inject = NULL;
+    assert_int_equal(node_co_open(path, &options, &node, &err), 0);
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+    assert_int_equal(result.corruptions + result.check_errors, 0);
+    assert_int_equal(node_co_pread(node, 16 * KIB, buf, 512), 0);
+    assert_int_equal(buf[0], later == 0 ? 2 : 0);
+    assert_int_equal(node_co_close(node), 0);
+    unlink(data);
+    unlink(path);
+    rmdir(dir);
+}
+
+static void errors_of_an_external_data_file(void **state)
+{
+    static const char *const rows[][2] = {/* of the data file, of the image */
+                                          {"write", "read,skip=99999"},
+                                          {"flush", "read,skip=99999"},
+                                          {"flush,times=always", "read,skip=99999"},
+                                          {"read,skip=99999", "write,skip=1"},
+                                          {"read,skip=99999", "flush,skip=1,times=always"}};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        data_rule = rows[i][0];
+        image_rule = rows[i][1];
+        assert_int_equal(loop_run_coroutine(loop, data_file_body, NULL), 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct CMUnitTest tests[sizeof(updates) / sizeof(updates[0]) + 1];
+    size_t count = 0;
+    if (argc == 1)
+        tests[count++] = (struct CMUnitTest)cmocka_unit_test(errors_of_an_external_data_file);
+    for (size_t i = 0; i < sizeof(updates) / sizeof(updates[0]); i++) {
+        if (argc > 1 && !strstr(updates[i].name, argv[1]))
+            continue;
+        tests[count++] = (struct CMUnitTest){.name = updates[i].name,
+                                             .test_func = an_update_fails,
+                                             .initial_state = (void *)(uintptr_t)&updates[i]};
+    }
+    return _cmocka_run_group_tests("updates of metadata that fail", tests, count, setup, teardown);
+}
