@@ -65,6 +65,14 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+static void sleep_ms(uint64_t ms)
+{
+    struct timespec left = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000};
+
+    while (nanosleep(&left, &left) < 0 && errno == EINTR)
+        ;
+}
+
 static void bench_complete(struct vblk_request *request, int result);
 
 static enum vblk_op choose(struct bench_worker *worker)
@@ -129,8 +137,13 @@ static void bench_complete(struct vblk_request *request, int result)
     if (phase == PHASE_MEASURE)
         latency_add(&worker->latency, worker->now - slot->start_ns);
     __atomic_store_n(&worker->done, worker->done + 1, __ATOMIC_RELAXED);
-    if (phase != PHASE_END && !worker->error)
-        submit(worker, slot, worker->now);
+    if (phase == PHASE_END || worker->error)
+        return;
+    if (worker->bench->settings->think_ms) {
+        sleep_ms(worker->bench->settings->think_ms);
+        worker->now = now_ns();
+    }
+    submit(worker, slot, worker->now);
 }
 
 static void *bench_run(void *opaque)
@@ -161,14 +174,6 @@ static void *bench_run(void *opaque)
     if (seen != PHASE_END)
         vblk_queue_stats(bench->rig->disk, worker->queue, &worker->after);
     return NULL;
-}
-
-static void sleep_ms(uint64_t ms)
-{
-    struct timespec left = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000};
-
-    while (nanosleep(&left, &left) < 0 && errno == EINTR)
-        ;
 }
 
 static uint64_t done_so_far(const struct bench *bench)

@@ -92,6 +92,8 @@ static const struct option_row rows[] = {
     {"ramp", GROUP_BENCH, TYPE_SECONDS, AT(ramp_ms), "SECONDS", "0.3", "how long to run before that", NULL},
     {"ops", GROUP_BENCH, TYPE_NUMBER, AT(ops), "N", "0", "stop after N requests; 0: by --runtime alone",
      NULL},
+    {"think", GROUP_BENCH, TYPE_SECONDS, AT(think_ms), "SECONDS", "0",
+     "pause between a completion and the request after it", NULL},
     {"span", GROUP_BENCH, TYPE_NUMBER, AT(size), "SIZE", "0", "part of the disk that is used; 0: all", NULL},
     {"format", GROUP_TRACE, TYPE_CHOICE, AT(format), "text|json|html", "text", "how to print", formats},
     {"only", GROUP_TRACE, TYPE_TEXT, AT(only), "KIND", NULL, "one kind of request (read, write, flush, ...)",

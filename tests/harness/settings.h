@@ -45,7 +45,7 @@ struct settings {
     uint64_t queues, queue_size, regions, deadline_ms, indirect_segs;
     uint64_t refuse_features;
 
-    uint64_t watch_ms;
+    uint64_t watch_ms, think_ms;
 
     /* client */
     unsigned client;  /* enum client_kind */
