@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -115,6 +116,53 @@ static void device_stop(void *opaque)
     vhost_user_server_stop(device->server);
 }
 
+/* Directories that are to be gone also when a signal ends the program. A handler reads them: they are filled
+ * before they are marked, and never moved. */
+static struct place {
+    uint32_t used;
+    char directory[64], socket[96], scratch[96];
+} places[8];
+
+static void on_end(int number)
+{
+    for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++) {
+        /* Pairs with the release in place_remember. */
+        if (!__atomic_load_n(&places[i].used, __ATOMIC_ACQUIRE))
+            continue;
+        unlink(places[i].socket);
+        unlink(places[i].scratch);
+        rmdir(places[i].directory);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void place_remember(const struct own_device *device)
+{
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM};
+    struct place *place = NULL;
+
+    for (size_t i = 0; i < sizeof(places) / sizeof(*places) && !place; i++)
+        if (!__atomic_load_n(&places[i].used, __ATOMIC_RELAXED))
+            place = &places[i];
+    if (!place)
+        return;
+    strcpy(place->directory, device->directory);
+    strcpy(place->socket, device->socket);
+    strcpy(place->scratch, device->scratch);
+    __atomic_store_n(&place->used, 1, __ATOMIC_RELEASE);
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
+        if (signal(numbers[i], on_end) == SIG_IGN) /* whoever started us wants it ignored */
+            signal(numbers[i], SIG_IGN);
+}
+
+static void place_forget(const struct own_device *device)
+{
+    for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++)
+        if (places[i].used && strcmp(places[i].directory, device->directory) == 0)
+            __atomic_store_n(&places[i].used, 0, __ATOMIC_RELEASE);
+}
+
 static int socket_directory(struct own_device *device, struct error *err)
 {
     const char *base = getenv("TMPDIR");
@@ -127,6 +175,7 @@ static int socket_directory(struct own_device *device, struct error *err)
                          strerror(errno));
     snprintf(device->socket, sizeof(device->socket), "%s/device", device->directory);
     snprintf(device->scratch, sizeof(device->scratch), "%s/disk", device->directory);
+    place_remember(device);
     return 0;
 }
 
@@ -194,6 +243,7 @@ static void directory_remove(struct own_device *device)
     if (device->has_scratch)
         unlink(device->scratch);
     rmdir(device->directory);
+    place_forget(device);
 }
 
 static int scratch_make(struct own_device *device, struct error *err)

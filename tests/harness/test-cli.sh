@@ -46,5 +46,15 @@ ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq
 ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -e '.protocol | index(\"CONFIG\")'"
 ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -e '.iops > 0 and .latency_us.p99 > 0'"
 ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -e '.passed and .requests > 0'"
+# Ended from outside, it leaves nothing. (A socket's path is short: not in $tmp.)
+for signal in TERM HUP; do
+    left=$(mktemp -d /tmp/left.XXXXXX)
+    TMPDIR=$left start verifying "$r" verify --bytes=100g
+    ok "it runs" wait_for 20 sh -c "ls '$left'/ringside.*/device"
+    stop verifying $signal
+    ok "$signal ends it" [ "$stopped" -eq $((128 + $(kill -l $signal))) ]
+    ok "and its directory is gone" rmdir "$left"
+    rm -rf "$left"
+done
 ok "a number with a unit" status 0 "$r" verify --bytes=1MiB --ops=10
 done_testing
