@@ -107,16 +107,17 @@ static json_t *coroutine_fn command_stats(struct control_options *c, const json_
         json_array_append_new(loops, stats_loop(c->device->queue_loops[i]));
     uint64_t calls = aio.submit_syscalls + aio.getevents_syscalls;
     return json_pack(
-        "{s:{s:I, s:b, s:b, s:I}, s:{s:b, s:I, s:I, s:I, s:i, s:o, s:o}, s:o, s:o, s:{s:I, s:I, s:I, s:I, "
+        "{s:{s:I, s:b, s:b, s:I}, s:{s:b, s:I, s:I, s:I, s:I, s:i, s:o, s:o}, s:o, s:o, s:{s:I, s:I, s:I, "
+        "s:I, "
         "s:f}, s:o, "
         "s:{s:I, s:I, s:I}}",
         "device", "capacity", (json_int_t)blk_length(blk), "read_only", blk_read_only(blk), "write_cache",
         blk_write_cache(blk), "in_flight", (json_int_t)blk_in_flight(blk), /* */
         "connection", "connected", server.connected, "connections", (json_int_t)server.connections,
         "broken_connections", (json_int_t)server.broken_connections, "messages", (json_int_t)server.messages,
-        "rings_running", (int)server.rings_running, "features", hex(server.features), "protocol_features",
-        hex(server.protocol_features),              /* */
-        "operations", operations, "queues", queues, /* */
+        "translations", (json_int_t)server.translations, "rings_running", (int)server.rings_running,
+        "features", hex(server.features), "protocol_features", hex(server.protocol_features), /* */
+        "operations", operations, "queues", queues,                                           /* */
         "aio", "requests", (json_int_t)aio.requests, "submit_syscalls", (json_int_t)aio.submit_syscalls,
         "getevents_syscalls", (json_int_t)aio.getevents_syscalls, "eagain", (json_int_t)aio.eagain,
         "syscalls_per_request", aio.requests ? (double)calls / (double)aio.requests : 0.0, /* */

@@ -46,7 +46,7 @@ void connection_cancel(struct vhost_user_connection *c)
     channel_cancel(&c->channel);
 }
 
-bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t *messages)
+bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, struct vhost_user_server_stats *stats)
 {
     struct error err = {0};
     int ret;
@@ -55,7 +55,8 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, uint64_t 
         ret = channel_co_receive(&c->channel, &c->message, &err);
         if (ret <= 0)
             break;
-        ++*messages;
+        stats->messages++;
+        stats->translations += c->message.header.request == VHOST_USER_IOTLB_MSG;
         ret = message_co_handle(c, &c->message, &c->reply, &err);
         message_close_fds(&c->message);
         if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE) && ret >= 0)

@@ -73,11 +73,13 @@ struct vhost_user_connection {
 };
 
 /* Serves the front end at FD, which it takes over, until it leaves or breaks the rules; everything is undone
- * on return. *MESSAGES counts. True: it left or connection_cancel was called; false: it was thrown out. */
+ * on return. STATS counts its messages. True: it left or connection_cancel was called; false: it was thrown
+ * out. */
 struct vhost_user_connection *connection_create(struct vhost_user_server *server,
                                                 const struct vhost_user_server_options *options,
                                                 struct loop *loop, int fd);
-bool coroutine_fn connection_co_serve(struct vhost_user_connection *connection, uint64_t *messages);
+bool coroutine_fn connection_co_serve(struct vhost_user_connection *connection,
+                                      struct vhost_user_server_stats *stats);
 void connection_destroy(struct vhost_user_connection *connection);
 void connection_cancel(struct vhost_user_connection *connection);
 

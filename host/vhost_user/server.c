@@ -76,7 +76,7 @@ static void server_resume(void *opaque)
 static void coroutine_fn server_serve(void *opaque)
 {
     struct vhost_user_server *s = opaque;
-    if (!connection_co_serve(s->connection, &s->stats.messages))
+    if (!connection_co_serve(s->connection, &s->stats))
         s->stats.broken_connections++;
     connection_destroy(s->connection);
     s->connection = NULL;

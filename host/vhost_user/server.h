@@ -59,6 +59,7 @@ struct vhost_user_server_stats {
     uint64_t connections;        /* accepted so far */
     uint64_t broken_connections; /* ended by us, because of what the front end sent */
     uint64_t messages;
+    uint64_t translations; /* of these, I/O virtual addresses given or taken back */
     bool connected;
     unsigned rings_running;
     uint64_t features, protocol_features; /* of the present connection */

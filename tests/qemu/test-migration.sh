@@ -90,6 +90,7 @@ check() { # what, image, queues, packed, moment
 check "Linux moves while fio verifies, qcow2" "$tmp/one.qcow2" 1 off "sectors, cache"
 if [ -n "$long" ]; then
     check "Linux moves while it copies files, packed rings, 2 queues" "$tmp/two.qcow2" 2 on "ok - mount"
+    check "Linux moves while fio verifies, packed rings, 4 queues" "$tmp/four.qcow2" 4 on "sectors, cache"
     check "Linux moves while fio verifies, raw" "$tmp/one.raw" 1 off "sectors, cache"
 fi
 done_testing

@@ -13,7 +13,8 @@ if ! "$top/tests/qemu/make-linux-guest" "$linux" >"$tmp/make.log" 2>&1; then
 fi
 
 device() { # image, queues
-    start device "$bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--num-queues=$2" "--iothreads=$2" "--survive=$tmp" "$1"
+    start device "$bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--num-queues=$2" "--queue-size=1024" "--iothreads=2" \
+        "--survive=$tmp" "$1"
     wait_for 10 test -S "$tmp/disk.sock"
 }
 
@@ -33,7 +34,7 @@ survives() { # image, queues, packed, how many deaths at most, signal
         -no-user-config -no-reboot -display none -monitor none -serial "file:$tmp/console" \
         -object memory-backend-memfd,id=mem,size=640M,share=on \
         -chardev "socket,id=disk,path=$tmp/disk.sock,reconnect=1" \
-        -device "vhost-user-blk-pci,chardev=disk,num-queues=$queues,packed=$packed,disable-legacy=on" \
+        -device "vhost-user-blk-pci,chardev=disk,num-queues=$queues,queue-size=1024,packed=$packed,disable-legacy=on" \
         -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \
         -append "console=ttyS0 quiet panic=-1 tsc=unstable job=files queues=$queues"
     wait_for 60 said "sectors, cache" || return 1
@@ -64,8 +65,8 @@ sound_but_for_leaks() {
 ok "Linux survives kill -9 of a qcow2 disk's process, $times times" survives "$tmp/one.qcow2" 1 off "$times" KILL
 ok "the image has no errors" sound_but_for_leaks "$tmp/one.qcow2"
 if [ -n "$long" ]; then
-    ok "qcow2, packed rings and 2 queues" survives "$tmp/two.qcow2" 2 on "$times" KILL
-    ok "the image has no errors" sound_but_for_leaks "$tmp/two.qcow2"
+    ok "qcow2, packed rings and 4 queues" survives "$tmp/four.qcow2" 4 on "$times" KILL
+    ok "the image has no errors" sound_but_for_leaks "$tmp/four.qcow2"
     ok "raw" survives "$tmp/one.raw" 1 off "$times" KILL
     ok "planned restarts, qcow2" survives "$tmp/planned.qcow2" 1 off "$times" TERM
     ok "and the image is sound" image_sound "$tmp/planned.qcow2"
