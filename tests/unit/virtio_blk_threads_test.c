@@ -225,6 +225,7 @@ static void checklist_94_no_kick_and_no_interrupt_is_lost(void **state)
                     fail_msg("layout %u: nothing came after %u requests", l / 2, done);
             }
             assert_int_equal(rig_status(request.status), 0);
+            assert_int_equal(len, 513);
             done++;
         }
         control(NULL, -1);

@@ -416,6 +416,32 @@ static void checklist_123_one_descriptor_may_stand_for_a_batch(void **state)
         assert_int_equal(le16_get(ring->pdesc[i].flags), 0);
 }
 
+/* 103: what was shown as used stays as it is, however much follows, until the driver makes it available
+ * again. */
+static void checklist_103_used_descriptors_are_left_alone(void **state)
+{
+    struct virtq_packed_desc shown[8];
+    uint64_t data;
+
+    fresh(8);
+    data = rig_alloc(16, 16);
+    for (unsigned i = 0; i < 8; i++)
+        rig_add_mixed(0, &(struct seg){data, 1, true}, 1, 1);
+    rig_publish(0);
+    for (unsigned i = 0; i < 8; i++)
+        assert_int_equal(virtqueue_pop(&vq, &chain), 1);
+    for (unsigned i = 0; i < 8; i++) {
+        virtqueue_push(&vq, (uint16_t)(7 - i), i, 1, 1);
+        virtqueue_publish(&vq);
+        virtqueue_set_notification(&vq, i & 1);
+        for (unsigned k = 0; k < i; k++)
+            assert_memory_equal(&ring->pdesc[k], &shown[k], sizeof(shown[k]));
+        shown[i] = ring->pdesc[i];
+    }
+    assert_int_equal(virtqueue_pop(&vq, &chain), 0);
+    assert_memory_equal(ring->pdesc, shown, sizeof(shown));
+}
+
 int main(void)
 {
 #define FULL(f)  cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -425,6 +451,7 @@ int main(void)
         FULL(checklist_102_available_means_the_bits_say_so),
         FULL(checklist_119_lists_of_any_length_go_round_the_ring),
         FULL(checklist_100_a_batch_is_shown_by_its_first_descriptor),
+        FULL(checklist_103_used_descriptors_are_left_alone),
         FULL(checklist_117_junk_around_indirect_tables_is_ignored),
         FULL(an_indirect_table_across_regions_is_read),
         FULL(bad_lists_break_the_ring),

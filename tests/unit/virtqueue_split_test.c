@@ -466,7 +466,7 @@ static void indexes_wrap_through_the_whole_range(void **state)
 }
 
 /* 70, 71: without EVENT_IDX the flag decides, whatever stands in used_event. */
-static void checklist_71_flags_decide_without_event_idx(void **state)
+static void checklist_70_71_flags_decide_without_event_idx(void **state)
 {
     for (unsigned flags = 0; flags < 4; flags++)
         for (unsigned event = 0; event < 65536; event += 257) {
@@ -626,7 +626,7 @@ int main(void)
         PLAIN(a_jump_of_the_available_index_breaks_the_ring),
         PLAIN(the_available_index_does_not_overtake_what_is_shown_as_used),
         PLAIN(indexes_wrap_through_the_whole_range),
-        PLAIN(checklist_71_flags_decide_without_event_idx),
+        PLAIN(checklist_70_71_flags_decide_without_event_idx),
         PLAIN(checklist_79_notifications_by_flags),
         EVENT(checklist_80_notifications_by_event_index),
         EVENT(checklist_73_the_event_window_is_safe_against_wrapping),
