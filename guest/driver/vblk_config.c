@@ -271,7 +271,7 @@ void vblk_config_refresh(struct vblk *disk)
 
 void vblk_config_changed(struct vblk *disk)
 {
-    /* Who holds `control` now looks at this flag when letting go, and so does the next poll. */
+    /* If somebody holds `control` now, the next poll looks at this flag. */
     __atomic_store_n(&disk->config_pending, 1, __ATOMIC_SEQ_CST);
     if (state_get(disk) != DISK_LIVE || !control_try(disk))
         return;
@@ -331,4 +331,6 @@ void vblk_info(const struct vblk *disk, struct vblk_info *info)
     info->recoveries = disk->recoveries;
     info->config = *config;
     info->config.capacity = le64_put(info->capacity_sectors);
+    if (has_feature(disk, VIRTIO_BLK_F_CONFIG_WCE))
+        info->config.writeback = info->write_cache;
 }

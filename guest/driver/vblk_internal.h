@@ -72,8 +72,9 @@ struct queue {
     uint16_t max_pieces; /* data buffers of a chain */
     uint32_t free_piece;
     bool guarded; /* there are other queues: see vblk_queue_enter */
-    bool bounce_busy, polling, unkicked;
-    uint32_t epoch; /* of the disk, when this queue last looked */
+    bool bounce_busy, polling;
+    bool unkicked, kick_due; /* on the ring, and not kicked; though the caller asked for it */
+    uint32_t epoch;          /* of the disk, when this queue last looked */
     struct vblk_request *waiting, *waiting_last;
     struct vblk_request *finished; /* answered without the device; completed by the next poll */
     uint32_t dirty_seq;            /* see disk->flush_seq */

@@ -13,7 +13,7 @@ void vblk_queue_kick(struct queue *q)
 {
     struct vblk *disk = q->disk;
 
-    q->unkicked = false;
+    q->unkicked = q->kick_due = false;
     if (!vq_want_notify(&q->vq)) {
         q->stats.kicks_suppressed++;
         return;
@@ -33,10 +33,13 @@ void vblk_kick(struct vblk *disk, unsigned queue)
     if (queue >= disk->num_queues)
         return;
     q = &disk->queues[queue];
-    if (!q->unkicked || !vblk_queue_enter(q))
-        return; /* kept out by a reset of the device: what is on the ring is put there again, and kicked,
-                   after it */
-    if (q->unkicked && vblk_queue_ready(q))
+    if (!q->unkicked)
+        return;
+    q->kick_due =
+        true; /* kept out now, by whoever resets, suspends or switches: then the next poll does it */
+    if (!vblk_queue_enter(q))
+        return;
+    if (vblk_queue_ready(q))
         vblk_queue_kick(q);
     vblk_queue_leave(q);
 }
@@ -185,7 +188,7 @@ unsigned vblk_poll(struct vblk *disk, unsigned queue)
         n += take_used(q, &any);
         if (any)
             progress(q);
-        if (q->waiting && !q->vq.broken) {
+        if ((q->waiting || q->kick_due) && !q->vq.broken) {
             issue_waiting(q);
             if (q->unkicked)
                 vblk_queue_kick(q);

@@ -597,6 +597,28 @@ static void suspend_and_resume(void **state)
     fake_stop(fake);
 }
 
+/* checklist 151, 76: on the ring before the suspension, kicked during it: not then, but by the first poll
+ * after it */
+static void a_kick_while_suspended_is_made_later(void **state)
+{
+    struct fake *fake = fake_new(F(F_SUSPEND), 100);
+    struct fake_request r = {0};
+    uint8_t buf[512];
+
+    assert_int_equal(start(fake), 0);
+    assert_int_equal(fake_submit(fake, 0, &r, VBLK_READ, 0, buf, 512), 0);
+    assert_int_equal(vblk_suspend(fake->vblk), 0);
+    vblk_kick(fake->vblk, 0);
+    assert_int_equal(fake_count(fake, EV_NOTIFY), 0);
+    assert_int_equal(vblk_resume(fake->vblk), 0);
+    vblk_poll(fake->vblk, 0);
+    assert_int_equal(fake_count(fake, EV_NOTIFY), 1);
+    vblk_poll(fake->vblk, 0);
+    assert_true(r.done);
+    assert_int_equal(r.result, 0);
+    fake_stop(fake);
+}
+
 /* checklist 251, 252: whatever is negotiated, addresses are those that `share` gave, and nothing else is
  * reached */
 static void addresses_are_the_platforms(void **state)
@@ -653,6 +675,7 @@ int main(void)
         cmocka_unit_test(legacy_devices),
         cmocka_unit_test(legacy_ring_sizes),
         cmocka_unit_test(suspend_and_resume),
+        cmocka_unit_test(a_kick_while_suspended_is_made_later),
         cmocka_unit_test(addresses_are_the_platforms),
         cmocka_unit_test(refused_features_are_not_taken),
     };
