@@ -105,7 +105,7 @@ ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$so
 
 # --- what it says about itself
 ok "--print-capabilities is JSON with type block, whatever else is given" sh -c \
-    "'$blk' --nonsense --print-capabilities | jq -e '.type == \"block\" and (.features | index(\"blk-file\")) and (.features | index(\"read-only\"))'"
+    "'$blk' --nonsense --print-capabilities | jq -en 'input | .type == \"block\" and (.features | index(\"blk-file\")) and (.features | index(\"read-only\"))'"
 ok "--help ends with 0" sh -c "'$blk' --help | grep -q -- --socket-path"
 ok "--version ends with 0" sh -c "'$blk' --version | grep -q '^ringside-blk [0-9]'"
 options() { "$blk" --help | sed -n 's/^  --\([a-z-]*\).*/\1/p' | sort; }
@@ -117,7 +117,7 @@ ok "the manual page has every command of the control socket" sh -c "
         grep -q \"^\\.B \$c\" '$top/docs/ringside-blk.1' || { echo \$c; exit 1; }
     done"
 ok "the descriptor for /usr/share/qemu/vhost-user is JSON with a binary" \
-    jq -e '.type == "block" and .binary and .description' "$top/docs/50-ringside-blk.json"
+    jq -en 'input | .type == "block" and .binary and .description' "$top/docs/50-ringside-blk.json"
 
 # --- how it runs
 start one "$blk" --socket-path="$sock" --control="$tmp/control" "$image"
@@ -130,13 +130,13 @@ ok "it has no new privileges and a filter of system calls" sh -c "
     grep -q '^NoNewPrivs:.1' /proc/${started[one]}/status && grep -q '^Seccomp:.2' /proc/${started[one]}/status &&
     ! grep -L '^Seccomp:.2' /proc/${started[one]}/task/*/status | grep ."
 ok "stats are JSON" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"stats\",\"id\":1}' |
-    jq -e '.id == 1 and .return.connection.connections >= 2 and .return.device.capacity == 4194304'"
+    jq -en 'input | .id == 1 and .return.connection.connections >= 2 and .return.device.capacity == 4194304'"
 ok "resize is done and told" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"8M\"}' |
-    jq -e '.return.capacity == 8388608'"
+    jq -en 'input | .return.capacity == 8388608'"
 ok "the file has the new size" test "$(stat -c %s "$image")" = 8388608
 ok "a command that there is not gets an error" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"jump\"}' |
-    jq -e '.error | test(\"no such command\")'"
-ok "a line that is no JSON gets an error" sh -c "$(declare -f control); control '$tmp/control' 'what' | jq -e .error"
+    jq -en 'input | .error | test(\"no such command\")'"
+ok "a line that is no JSON gets an error" sh -c "$(declare -f control); control '$tmp/control' 'what' | jq -en 'input | .error'"
 stop one
 ok "SIGTERM ends it with 0" test "$stopped" = 0
 ok "its sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/control'"
@@ -144,7 +144,7 @@ ok "it had nothing to complain about" test ! -s "$tmp/one.log"
 
 start two "$blk" --socket-path="$sock" --control="$tmp/control" --blk-file="$image" --sandbox=off
 wait_for 10 up "$tmp/control"
-ok "quit is answered" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"quit\"}' | jq -e .return"
+ok "quit is answered" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"quit\"}' | jq -en 'input | .return'"
 wait "${started[two]}"
 ok "quit ends it with 0" test $? = 0
 unset 'started[two]'

@@ -41,11 +41,11 @@ ok "and no second one" status 2 "$r" info "$tmp/disk.raw" "$tmp/empty.raw"
 ok "conform: a rule that there is not is no success" status 1 "$r" conform --only=nonsense
 ok "torture: a case that there is not is no success, and is named" says "--only=nonsense" "$r" torture --only=nonsense
 ok "conform: a disk that is too small gets one sentence" says "too few to judge it by" "$r" conform "$tmp/empty.raw"
-ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -e '.rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
-ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -e '.rings.format == \"packed\"'"
-ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -e '.protocol | index(\"CONFIG\")'"
-ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -e '.iops > 0 and .latency_us.p99 > 0'"
-ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -e '.passed and .requests > 0'"
+ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -en 'input | .rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
+ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -en 'input | .rings.format == \"packed\"'"
+ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -en 'input | .protocol | index(\"CONFIG\")'"
+ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -en 'input | .iops > 0 and .latency_us.p99 > 0'"
+ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -en 'input | .passed and .requests > 0'"
 # Ended from outside, it leaves nothing. (A socket's path is short: not in $tmp.)
 for signal in TERM HUP; do
     left=$(mktemp -d /tmp/left.XXXXXX)

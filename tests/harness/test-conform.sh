@@ -5,7 +5,7 @@
 
 judged() { # file: no rule failed, and enough rules applied
     jq -r '.rules[] | select(.verdict == "FAIL") | "\(.section) \(.rule) [\(.ring)]: \(.why)"' "$1"
-    jq -e '.fail == 0 and .pass >= 60' "$1"
+    jq -en 'input | .fail == 0 and .pass >= 60' "$1"
 }
 
 conform() {
@@ -19,11 +19,11 @@ tortured() {
     jq -r '.rows[] | select(.lives | not) | "\(.case): \(.outcome); \(.why)"' "$tmp/torture.json"
     jq '{cases, failed, not_run, left_over}' "$tmp/torture.json"
     grep -A 20 -E 'Sanitizer|runtime error' "$tmp/torture.err"
-    [ $status -eq 0 ] && jq -e '.cases >= 900 and .failed == 0 and .not_run == 0 and .left_over == 0' "$tmp/torture.json"
+    [ $status -eq 0 ] && jq -en 'input | .cases >= 900 and .failed == 0 and .not_run == 0 and .left_over == 0' "$tmp/torture.json"
 }
 
 quiet() { # what the control socket says when nobody is connected
-    python3 - "$tmp/control" <<'PY' | jq -e '.return | .coroutines.alive <= 2 and .device.in_flight == 0 and (.connection.connected | not)'
+    python3 - "$tmp/control" <<'PY' | jq -en 'input | .return | .coroutines.alive <= 2 and .device.in_flight == 0 and (.connection.connected | not)'
 import socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.settimeout(10)
@@ -39,7 +39,7 @@ zoned() {
     timeout 60 "$bin/ringside" conform --blk-file="$tmp/zoned.raw" --format=raw --json --only=zone \
         "--zoned=zone-size=1M,conventional=1,max-open=2,max-active=3,max-append=64k" >"$tmp/zoned.json"
     jq -r '.rules[] | select(.verdict == "FAIL") | "\(.section) \(.rule): \(.why)"' "$tmp/zoned.json"
-    jq -e '.fail == 0 and .pass >= 9' "$tmp/zoned.json"
+    jq -en 'input | .fail == 0 and .pass >= 9' "$tmp/zoned.json"
 }
 
 qemu-img create -q -f qcow2 "$tmp/disk.qcow2" 64M
@@ -78,7 +78,7 @@ if command -v qemu-storage-daemon >/dev/null; then
         --export "vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$tmp/qsd.sock,writable=on,num-queues=2"
     wait_for 20 test -S "$tmp/qsd.sock"
     timeout 120 "$bin/ringside" conform --device="$tmp/qsd.sock" --json >"$tmp/qsd.json" 2>"$tmp/qsd.err"
-    ok "a stranger's device is judged to the end" jq -e '.pass >= 40 and (.rules | length) >= 60' "$tmp/qsd.json"
+    ok "a stranger's device is judged to the end" jq -en 'input | .pass >= 40 and (.rules | length) >= 60' "$tmp/qsd.json"
     stop qsd
 else
     skip "a stranger's device is judged to the end" "qemu-storage-daemon is not installed"

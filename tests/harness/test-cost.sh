@@ -15,10 +15,10 @@ at_most() {
     local value
     value=$(jq ".device.$2" "$1")
     echo "$2 is $value, the limit $3"
-    [ "$value" != null ] && jq -e ".device.$2 <= $3" "$1" >/dev/null
+    [ "$value" != null ] && jq -en "input | .device.$2 <= $3" "$1" >/dev/null
 }
 
-has_syscalls() { jq -e '.device.syscalls_per_request != null' "$1" >/dev/null; }
+has_syscalls() { jq -en 'input | .device.syscalls_per_request != null' "$1" >/dev/null; }
 
 # judge NAME LIMIT OPTION...
 judge() {

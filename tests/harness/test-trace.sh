@@ -23,8 +23,8 @@ took() {
 
 # STEP FUNCTION: STEP is taken in FUNCTION (and may be in others: the disk is asked for a table first, say)
 function_of() {
-    jq -e --argjson step "$1" --arg name "$2" \
-        'any(.requests[0].records[]; .step == $step and .function == $name)' "$tmp/trace.json"
+    jq -en --argjson step "$1" --arg name "$2" \
+        'input | any(.requests[0].records[]; .step == $step and .function == $name)' "$tmp/trace.json"
 }
 
 ok "trace runs one request of each kind" trace
@@ -48,7 +48,7 @@ ok "again, on the same image" trace
 ok "its write is one to an unallocated cluster again" took write '[1,2,3,4,5,6,7,8,9,10,11,12]'
 ok "a write to an allocated cluster links nothing" took rewrite '[1,2,3,4,5,6,7,8,9,11,12]'
 ok "a read goes the same way" took read '[1,2,3,4,5,6,7,8,9,11,12]'
-ok "times never go back" jq -e 'all(.requests[].records; . == sort_by(.ns))' "$tmp/trace.json"
+ok "times never go back" jq -en 'input | all(.requests[].records; . == sort_by(.ns))' "$tmp/trace.json"
 
 text() { timeout 60 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=text --only=read; }
 html() { timeout 60 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=html; }

@@ -101,7 +101,7 @@ ok "img info opens nothing but the image" bash -c "
     strace -f -e trace=openat,open -o trace '$img' info images/far.qcow2 && ! grep -q 'secret' trace"
 ok_not "img info --backing-chain is under the policy" "$img" info --backing-chain images/far.qcow2
 ok "... and follows what it allows" bash -c "
-    '$img' info --backing-chain --output=json images/near.qcow2 | jq -e 'length == 2 and .[1].format == \"raw\"'"
+    '$img' info --backing-chain --output=json images/near.qcow2 | jq -en 'input | length == 2 and .[1].format == \"raw\"'"
 ok "img convert is under the policy, and --backing changes it" bash -c "
     ! '$img' convert -O raw images/far.qcow2 out.raw && '$img' convert --backing=/ -O raw images/far.qcow2 out.raw && cmp out.raw other/secret.raw"
 ok "a backing file on the command line is the user's own choice" bash -c "

@@ -121,7 +121,7 @@ qemu-img convert -O raw top.qcow2 top.raw
 ok "convert of a raw image" bash -c "'$img' convert -f raw -O qcow2 top.raw out && qemu-img compare -f raw -F qcow2 top.raw out"
 ok "convert -B copies only what the image itself has" bash -c "
     '$img' convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 thin.qcow2 && qemu-img compare top.qcow2 thin.qcow2 &&
-    qemu-img map --output=json thin.qcow2 | jq -e 'any(.depth == 1 and .data)'"
+    qemu-img map --output=json thin.qcow2 | jq -en 'input | any(.depth == 1 and .data)'"
 ok "convert -l reads a snapshot" bash -c "
     cp base.qcow2 snap.qcow2 && qemu-io -c 'write -P 99 0 4M' snap.qcow2 >/dev/null &&
     '$img' convert -l first -O raw snap.qcow2 out.raw && qemu-img convert -l snapshot.name=first -O raw snap.qcow2 their.raw && cmp out.raw their.raw"
@@ -158,7 +158,7 @@ qemu-img create -q -f qcow2 r.qcow2 4M
 fill r.qcow2 3
 ok "resize smaller only with --shrink" status 1 "$img" resize r.qcow2 2M
 ok "resize --shrink" bash -c "'$img' resize --shrink r.qcow2 2M && qemu-img check r.qcow2 && '$img' resize r.qcow2 4M && qemu-io -c 'read -P 0 2M 2M' r.qcow2 | tee out && ! grep failed out"
-ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -e '.[-1].present'"
+ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -en 'input | .[-1].present'"
 ok "a size that is none" status 2 "$img" resize r.qcow2 12Q
 
 # ---- check ----

@@ -11,15 +11,15 @@ make_image "$tmp/disk.qcow2" 64M
 bench() { # options... : leaves the figures in $tmp/figures.json
     boot --app=bench --image="$tmp/disk.qcow2" "$@" | tr -d '\r' | sed -n '/^{/,$p' >"$tmp/figures.json"
     cat "$tmp/figures.json"
-    jq -e '.iops > 0 and .requests > 0 and .latency_us.min <= .latency_us.p50 and .latency_us.p50 <= .latency_us.max' \
+    jq -en 'input | .iops > 0 and .requests > 0 and .latency_us.min <= .latency_us.p50 and .latency_us.p50 <= .latency_us.max' \
         "$tmp/figures.json" >/dev/null
 }
 ok "bench writes, and prints its figures as JSON" bench --append="rw=write bs=64k qd=4 requests=200"
-ok "they are of what was asked for" jq -e '.rw == "write" and .bs == 65536 and .qd == 4 and .requests == 400' \
+ok "they are of what was asked for" jq -en 'input | .rw == "write" and .bs == 65536 and .qd == 4 and .requests == 400' \
     "$tmp/figures.json"
 ok "bench on the packed ring, one queue, polling" bench --ring=packed --queues=1 --append="rw=randrw qd=16 requests=500 client=poll"
-ok "it says so" jq -e '.ring == "packed" and .queues == 1 and .client == "poll" and .requests == 500' "$tmp/figures.json"
-ok "kicks are fewer than requests at depth 16" jq -e '.kicks_per_request < 1' "$tmp/figures.json"
+ok "it says so" jq -en 'input | .ring == "packed" and .queues == 1 and .client == "poll" and .requests == 500' "$tmp/figures.json"
+ok "kicks are fewer than requests at depth 16" jq -en 'input | .kicks_per_request < 1' "$tmp/figures.json"
 bench_usage() {
     boot --app=bench --image="$tmp/disk.qcow2" --append="$1"
     [ $? -eq 2 ]
