@@ -18,6 +18,7 @@
 
 #define CLIENTS_MAX  16
 #define LINE_BYTES   (64u * 1024u)
+#define NESTING_MAX  32         /* the parser recurses, on a coroutine's stack */
 #define UNSENT_BYTES (1u << 20) /* a client that does not read is let go of beyond this */
 
 struct client {
@@ -81,14 +82,38 @@ static void client_send(struct client *c, json_t *value)
     client_push(c);
 }
 
+/* Objects and arrays in each other, whatever else may be wrong with LINE. */
+static unsigned nesting_of(const char *line, size_t len)
+{
+    unsigned depth = 0, deepest = 0;
+    bool text = false;
+    for (size_t i = 0; i < len; i++) {
+        char ch = line[i];
+        if (text && ch == '\\')
+            i++;
+        else if (ch == '"')
+            text = !text;
+        else if (!text && (ch == '[' || ch == '{') && ++depth > deepest)
+            deepest = depth;
+        else if (!text && (ch == ']' || ch == '}') && depth > 0)
+            depth--;
+    }
+    return deepest;
+}
+
 static void coroutine_fn client_handle_line(struct client *c, const char *line, size_t len)
 {
     struct error err = {0};
     json_error_t parse_error;
     json_t *answer = json_object(), *result = NULL;
-    json_t *request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &parse_error);
+    json_t *request = NULL;
+    bool nested = nesting_of(line, len) > NESTING_MAX;
 
-    if (!request)
+    if (!nested)
+        request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &parse_error);
+    if (nested)
+        error_set(&err, -EINVAL, "objects and arrays are nested more than %u deep", NESTING_MAX);
+    else if (!request)
         error_set(&err, -EINVAL, "not JSON: %s (one object a line)", parse_error.text);
     else if (!json_is_object(request))
         error_set(&err, -EINVAL, "not a JSON object ({\"command\": \"help\"} lists the commands)");
