@@ -7,7 +7,7 @@
 #   make lint       format, include directions, static analysis
 #   make bench      side by side with qemu-storage-daemon and fio
 #   make format     lets clang-format rewrite the sources
-#   make install    into PREFIX (/usr/local); DESTDIR for packagers
+#   make install    into PREFIX (/usr/local); DESTDIR for packagers, DATADIR, UNITDIR and VHOST_USER_DIR as below
 #
 # Variables: BUILD=dir  CC=gcc|clang  SAN=address,undefined|thread  CO=asm|ucontext  V=1 (show commands)
 
@@ -113,17 +113,21 @@ clean:
 packages:
 	@.ci/packages build qemu check
 
-# Programs, manual page, the descriptor that management programs look for, units for systemd
+# Programs, manual pages, the descriptor that management programs look for, units for systemd: nothing outside of
+# PREFIX. libvirt and its like look for descriptors in /usr/share/qemu/vhost-user and /etc/qemu/vhost-user only: with
+# another PREFIX than /usr, VHOST_USER_DIR=/etc/qemu/vhost-user puts it where they see it.
 PREFIX  ?= /usr/local
 DESTDIR ?=
-SHARE    = $(DESTDIR)$(PREFIX)/share
-UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
+DATADIR ?= $(PREFIX)/share
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+VHOST_USER_DIR ?= $(DATADIR)/qemu/vhost-user
 install: host
-	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(DESTDIR)/usr/share/qemu/vhost-user $(UNITS)
+	install -d $(addprefix $(DESTDIR),$(PREFIX)/bin $(DATADIR)/man/man1 $(VHOST_USER_DIR) $(UNITDIR))
 	install $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 $(wildcard docs/*.1) $(SHARE)/man/man1
-	sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/50-ringside-blk.json >$(DESTDIR)/usr/share/qemu/vhost-user/50-ringside-blk.json
+	install -m 644 $(wildcard docs/*.1) $(DESTDIR)$(DATADIR)/man/man1
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/50-ringside-blk.json >$(DESTDIR)$(VHOST_USER_DIR)/50-ringside-blk.json
 	for u in service socket; do \
-	    sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/systemd/ringside-blk@.$$u >$(UNITS)/ringside-blk@.$$u || exit 1; done
+	    sed 's|/usr/local/bin|$(PREFIX)/bin|' docs/systemd/ringside-blk@.$$u >$(DESTDIR)$(UNITDIR)/ringside-blk@.$$u || exit 1; \
+	done
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

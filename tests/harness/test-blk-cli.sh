@@ -116,7 +116,7 @@ ok "the manual page has every command of the control socket" sh -c "
     for c in help stats resize drain flush throttle resume trace inject mark quit; do
         grep -q \"^\\.B \$c\" '$top/docs/ringside-blk.1' || { echo \$c; exit 1; }
     done"
-ok "the descriptor for /usr/share/qemu/vhost-user is JSON with a binary" \
+ok "the descriptor for management programs is JSON with a binary" \
     jq -en 'input | .type == "block" and .binary and .description' "$top/docs/50-ringside-blk.json"
 
 # --- how it runs
