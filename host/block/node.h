@@ -36,7 +36,7 @@ struct node;
 #define NODE_STATUS_DATA       1u /* reading it needs the disk */
 #define NODE_STATUS_ZERO       2u /* reads as zeroes */
 #define NODE_STATUS_ALLOCATED  4u /* this layer decides the content, not the backing file */
-#define NODE_STATUS_OFFSET     8u /* *host_offset is valid: the bytes lie there in the image file */
+#define NODE_STATUS_OFFSET     8u /* *host_offset is valid: the bytes lie there in the image file, or would */
 #define NODE_STATUS_COMPRESSED 16u
 #define NODE_STATUS_EOF        32u
 

@@ -57,7 +57,8 @@ int coroutine_fn img_co_extent(struct node *top, const struct node *base, bool h
             return holes ? look_for_holes(extent) : 0;
         }
         if (!node->backing || node->backing == base) {
-            extent->flags = node->backing ? 0 : NODE_STATUS_ZERO;
+            extent->flags = node->backing ? 0 : NODE_STATUS_ZERO | (flags & NODE_STATUS_OFFSET);
+            extent->file = node->file;
             return 0;
         }
     }

@@ -268,7 +268,7 @@ static int coroutine_fn qcow2_co_block_status(struct node *node, uint64_t offset
         return ret;
     static const unsigned flags_of[] = {
         [QCOW2_UNALLOCATED] = 0,
-        [QCOW2_UNALLOCATED_ALLOC] = 0,
+        [QCOW2_UNALLOCATED_ALLOC] = NODE_STATUS_OFFSET,
         [QCOW2_ZERO_PLAIN] = NODE_STATUS_ZERO | NODE_STATUS_ALLOCATED,
         [QCOW2_ZERO_ALLOC] = NODE_STATUS_ZERO | NODE_STATUS_ALLOCATED | NODE_STATUS_OFFSET,
         [QCOW2_NORMAL] = NODE_STATUS_DATA | NODE_STATUS_ALLOCATED | NODE_STATUS_OFFSET,
@@ -278,8 +278,8 @@ static int coroutine_fn qcow2_co_block_status(struct node *node, uint64_t offset
     if (extent.type == QCOW2_INVALID)
         return -EIO;
     *flags = flags_of[extent.type];
-    if (!*flags && !s->backing_file)
-        *flags = NODE_STATUS_ZERO;
+    if (!(*flags & NODE_STATUS_ALLOCATED) && !s->backing_file)
+        *flags |= NODE_STATUS_ZERO;
     if (s->crypto)
         *flags &= ~NODE_STATUS_OFFSET;
     *pnum = extent.bytes;
