@@ -1,10 +1,10 @@
 /*
  * A disk that lies: a vhost-user-blk back end for QEMU, with 4 MiB of memory behind it, that serves a split
- * ring honestly but for every seventh request, about which it tells the lie named on its command line, as
- * many times as said. It trusts the front end and crashes on nonsense from it; the guest's driver is what is
- * tried.
+ * or a packed ring honestly but for every seventh request, about which it tells the lie named on its command
+ * line, as many times as said. It trusts the front end and crashes on nonsense from it; the guest's driver is
+ * what is tried.
  *
- *   tool_hostile SOCKET LIE TIMES
+ *   tool_hostile SOCKET split|packed LIE TIMES
  */
 #include <errno.h>
 #include <poll.h>
@@ -22,18 +22,21 @@
 #include "common/virtio_blk.h"
 #include "common/virtio_ring.h"
 
-#define SECTORS   8192u
-#define LIE_EVERY 7u
-#define HELD_MAX  64u
+#define SECTORS      8192u
+#define LIE_EVERY    7u
+#define HELD_MAX     64u
+#define SEGMENTS_MAX 64u
 #define DEVICE_FEATURES                                                            \
     (VIRTIO_BIT(VIRTIO_F_VERSION_1) | VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | \
-     VIRTIO_BIT(VIRTIO_BLK_F_FLUSH) | VIRTIO_BIT(VIRTIO_BLK_F_SEG_MAX))
+     VIRTIO_BIT(VIRTIO_BLK_F_FLUSH) | VIRTIO_BIT(VIRTIO_BLK_F_SEG_MAX) |           \
+     (d.offers_packed ? VIRTIO_BIT(VIRTIO_F_RING_PACKED) : 0))
 
 enum lie {
     WRONG_ID,     /* a used id beyond the ring */
     IDLE_ID,      /* a used id that is not in flight */
     LONG_LEN,     /* more written than there was room for */
-    IDX_JUMP,     /* used.idx further than there are requests */
+    SHORT_LEN,    /* half of what was to be read, with status OK */
+    IDX_JUMP,     /* used.idx further than there are requests; packed: the answer in a slot further on */
     TWICE,        /* answered two times */
     NO_STATUS,    /* answered, the status byte not written */
     BAD_STATUS,   /* a status that is none */
@@ -44,9 +47,9 @@ enum lie {
     LIES
 };
 
-static const char *const lie_names[LIES] = {"wrong-id",     "idle-id",   "long-len",   "idx-jump",
-                                            "twice",        "no-status", "bad-status", "silence",
-                                            "no-interrupt", "spurious",  "after-reset"};
+static const char *const lie_names[LIES] = {"wrong-id", "idle-id",      "long-len",  "short-len",
+                                            "idx-jump", "twice",        "no-status", "bad-status",
+                                            "silence",  "no-interrupt", "spurious",  "after-reset"};
 
 static struct {
     enum lie lie;
@@ -54,7 +57,6 @@ static struct {
     uint8_t disk[SECTORS * VIRTIO_BLK_SECTOR_BYTES];
 
     int socket;
-    uint64_t features;
     unsigned num_regions;
     struct {
         struct vhost_user_memory_region at;
@@ -63,14 +65,24 @@ static struct {
     } regions[VHOST_USER_MAX_REGIONS];
 
     /* the one ring */
+    bool offers_packed, packed;
     unsigned size;
     struct virtq_desc *desc;
     struct virtq_avail *avail;
     struct virtq_used *used;
-    uint16_t last_avail, used_idx;
+    struct virtq_packed_desc *slots;
+    uint16_t last_avail, used_idx; /* indexes, or slots */
+    bool avail_wrap, used_wrap;
     bool enabled;
     int kick, call;
-    uint16_t held[HELD_MAX];
+    struct chain {
+        uint16_t id; /* head, or buffer id */
+        unsigned ndesc;
+        struct segment {
+            uint8_t *mem;
+            uint32_t len;
+        } segments[SEGMENTS_MAX];
+    } held[HELD_MAX];
     unsigned num_held;
 } d = {.kick = -1, .call = -1};
 
@@ -94,91 +106,157 @@ static void *from_user(uint64_t addr)
     exit(1);
 }
 
-/* ---- the disk ---- */
-
 static void interrupt(void)
 {
     if (d.call >= 0 && write(d.call, &(uint64_t){1}, 8) < 0)
         perror("tool_hostile: call");
 }
 
-static void answer(uint16_t head, uint32_t len)
+/* ---- the rings ---- */
+
+static void add_segment(struct chain *chain, le64 addr, le32 len)
 {
-    struct virtq_used_elem *elem = &d.used->ring[d.used_idx++ % d.size];
-    le32_store(&elem->id, head);
-    le32_store(&elem->len, len);
-    le16_store_release(&d.used->idx, d.used_idx);
+    if (chain->ndesc < SEGMENTS_MAX)
+        chain->segments[chain->ndesc] = (struct segment){from_guest(le64_get(addr)), le32_get(len)};
+    chain->ndesc++;
 }
 
-/* Does what the chain asks for; returns the bytes written into it, and where its status belongs. */
-static uint32_t perform(uint16_t head, uint8_t **status_at, uint8_t *status)
+/* The next chain that the driver has made available. */
+static bool take_split(struct chain *chain)
 {
-    const struct virtq_desc *desc = &d.desc[head];
-    const struct virtio_blk_req_header *header = from_guest(le64_get(desc->addr));
-    uint32_t type = le32_get(header->type), written = 0;
-    uint64_t at = le64_get(header->sector) * VIRTIO_BLK_SECTOR_BYTES;
-    *status = VIRTIO_BLK_S_OK;
+    const struct virtq_desc *desc;
+    if (le16_load_acquire(&d.avail->idx) == d.last_avail)
+        return false;
+    chain->id = (uint16_t)(le16_load(&d.avail->ring[d.last_avail++ % d.size]) % d.size);
+    desc = &d.desc[chain->id];
+    add_segment(chain, desc->addr, desc->len);
     while (le16_get(desc->flags) & VIRTQ_DESC_F_NEXT) {
         desc = &d.desc[le16_get(desc->next) % d.size];
-        uint32_t len = le32_get(desc->len);
-        uint8_t *mem = from_guest(le64_get(desc->addr));
-        if (!(le16_get(desc->flags) & VIRTQ_DESC_F_NEXT)) {
-            *status_at = mem + len - 1;
-            return written + 1;
+        add_segment(chain, desc->addr, desc->len);
+    }
+    return true;
+}
+
+static bool take_packed(struct chain *chain)
+{
+    uint16_t flags = le16_load_acquire(&d.slots[d.last_avail].flags);
+    if (((flags & VIRTQ_DESC_F_AVAIL) != 0) != d.avail_wrap ||
+        ((flags & VIRTQ_DESC_F_USED) != 0) == d.avail_wrap)
+        return false;
+    do {
+        const struct virtq_packed_desc *desc = &d.slots[d.last_avail];
+        flags = le16_load(&desc->flags);
+        chain->id = le16_get(desc->id);
+        add_segment(chain, desc->addr, desc->len);
+        if (++d.last_avail == d.size) {
+            d.last_avail = 0;
+            d.avail_wrap = !d.avail_wrap;
         }
-        if (at + len > sizeof d.disk) {
+    } while (flags & VIRTQ_DESC_F_NEXT);
+    return true;
+}
+
+static void skip_slots(unsigned n)
+{
+    d.used_idx = (uint16_t)(d.used_idx + n);
+    if (d.used_idx >= d.size) {
+        d.used_idx = (uint16_t)(d.used_idx - d.size);
+        d.used_wrap = !d.used_wrap;
+    }
+}
+
+static void answer(const struct chain *chain, uint16_t id, uint32_t len)
+{
+    if (d.packed) {
+        struct virtq_packed_desc *desc = &d.slots[d.used_idx];
+        desc->id = le16_put(id);
+        desc->len = le32_put(len);
+        le16_store_release(
+            &desc->flags,
+            (uint16_t)(VIRTQ_DESC_F_WRITE | (d.used_wrap ? VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED : 0)));
+        skip_slots(chain->ndesc);
+    } else {
+        struct virtq_used_elem *elem = &d.used->ring[d.used_idx++ % d.size];
+        le32_store(&elem->id, id);
+        le32_store(&elem->len, len);
+        le16_store_release(&d.used->idx, d.used_idx);
+    }
+}
+
+/* ---- the disk ---- */
+
+/* Does what the chain asks for; returns the bytes written into it, and its status. */
+static uint32_t perform(const struct chain *chain, uint8_t *status)
+{
+    const struct virtio_blk_req_header *header = (const void *)chain->segments[0].mem;
+    uint32_t type = le32_get(header->type), written = 1;
+    uint64_t at = le64_get(header->sector) * VIRTIO_BLK_SECTOR_BYTES;
+    *status = VIRTIO_BLK_S_OK;
+    for (unsigned i = 1; i + 1 < chain->ndesc; i++) {
+        const struct segment *segment = &chain->segments[i];
+        if (at + segment->len > sizeof d.disk) {
             *status = VIRTIO_BLK_S_IOERR;
         } else if (type == VIRTIO_BLK_T_OUT) {
-            memcpy(d.disk + at, mem, len);
+            memcpy(d.disk + at, segment->mem, segment->len);
         } else if (type == VIRTIO_BLK_T_IN) {
-            memcpy(mem, d.disk + at, len);
-            written += len;
+            memcpy(segment->mem, d.disk + at, segment->len);
+            written += segment->len;
         } else {
             *status = VIRTIO_BLK_S_UNSUPP;
         }
-        at += len;
+        at += segment->len;
     }
     return written;
 }
 
-static void serve_one(uint16_t head)
+static void serve_one(const struct chain *chain)
 {
-    uint8_t *status_at = NULL, status;
     bool lying = d.lies_left && ++d.count % LIE_EVERY == 0;
     enum lie lie = lying ? d.lie : LIES;
+    uint8_t status;
     d.lies_left -= lying;
-    if (lie == SILENCE)
+    if (lie == SILENCE || chain->ndesc < 2 || chain->ndesc > SEGMENTS_MAX)
         return;
     if (lie == AFTER_RESET && d.num_held < HELD_MAX) {
-        d.held[d.num_held++] = head;
+        d.held[d.num_held++] = *chain;
         return;
     }
-    uint32_t len = perform(head, &status_at, &status);
-    if (lie != NO_STATUS && status_at)
-        *status_at = lie == BAD_STATUS ? 77 : status;
+    uint32_t len = perform(chain, &status);
+    if (lie != NO_STATUS) {
+        const struct segment *last = &chain->segments[chain->ndesc - 1];
+        last->mem[last->len - 1] = lie == BAD_STATUS ? 77 : status;
+    }
     switch (lie) {
     case WRONG_ID:
-        answer(0xfffe, len);
+        answer(chain, 0xfffe, len);
         break;
     case IDLE_ID:
-        answer((uint16_t)((head + d.size / 2) % d.size), len);
+        answer(chain, (uint16_t)((chain->id + d.size / 2) % d.size), len);
         break;
     case LONG_LEN:
-        answer(head, 0x7fffffff);
+        answer(chain, chain->id, 0x7fffffff);
+        break;
+    case SHORT_LEN: /* and the other half is junk */
+        if (len > 1)
+            memset(chain->segments[1].mem + chain->segments[1].len / 2, 0xdd, chain->segments[1].len / 2);
+        answer(chain, chain->id, len / 2);
         break;
     case IDX_JUMP:
-        d.used_idx = (uint16_t)(d.used_idx + 1000);
-        answer(head, len);
+        if (d.packed)
+            skip_slots(5);
+        else
+            d.used_idx = (uint16_t)(d.used_idx + 1000);
+        answer(chain, chain->id, len);
         break;
     case TWICE:
-        answer(head, len);
-        answer(head, len);
+        answer(chain, chain->id, len);
+        answer(chain, chain->id, len);
         break;
     case NO_INTERRUPT:
-        answer(head, len);
+        answer(chain, chain->id, len);
         return;
     default:
-        answer(head, len);
+        answer(chain, chain->id, len);
         break;
     }
     interrupt();
@@ -188,9 +266,11 @@ static void serve_one(uint16_t head)
 
 static void serve(void)
 {
-    while (d.enabled && d.kick >= 0 && d.avail && le16_load_acquire(&d.avail->idx) != d.last_avail) {
-        uint16_t head = le16_load(&d.avail->ring[d.last_avail++ % d.size]);
-        serve_one(head % d.size);
+    while (d.enabled && d.kick >= 0 && d.desc) {
+        struct chain chain = {0};
+        if (!(d.packed ? take_packed(&chain) : take_split(&chain)))
+            break;
+        serve_one(&chain);
     }
 }
 
@@ -228,13 +308,21 @@ static void set_memory(const struct vhost_user_memory *memory, const int *fds)
 static void stop_ring(void)
 {
     /* Too late: the ring is no longer ours, and this is the lie. */
-    for (unsigned i = 0; i < d.num_held; i++)
-        answer(d.held[i], 1);
+    for (unsigned i = 0; i < d.num_held && d.desc; i++)
+        answer(&d.held[i], d.held[i].id, 1);
     d.num_held = 0;
     d.enabled = false;
     if (d.kick >= 0)
         close(d.kick);
     d.kick = -1;
+}
+
+static uint32_t base(void)
+{
+    if (!d.packed)
+        return d.last_avail;
+    return d.last_avail | (uint32_t)d.avail_wrap << 15 | (uint32_t)d.used_idx << 16 |
+           (uint32_t)d.used_wrap << 31;
 }
 
 static void handle(const struct vhost_user_header *header, const union vhost_user_payload *p, const int *fds)
@@ -245,6 +333,9 @@ static void handle(const struct vhost_user_header *header, const union vhost_use
     switch (header->request) {
     case VHOST_USER_GET_FEATURES:
         reply_u64(header, DEVICE_FEATURES);
+        break;
+    case VHOST_USER_SET_FEATURES:
+        d.packed = (p->u64 & VIRTIO_BIT(VIRTIO_F_RING_PACKED)) != 0;
         break;
     case VHOST_USER_GET_PROTOCOL_FEATURES:
         reply_u64(header, 1u << VHOST_USER_PROTOCOL_F_CONFIG);
@@ -259,14 +350,22 @@ static void handle(const struct vhost_user_header *header, const union vhost_use
         d.desc = from_user(p->addr.desc_user_addr);
         d.avail = from_user(p->addr.avail_user_addr);
         d.used = from_user(p->addr.used_user_addr);
-        d.used_idx = le16_load(&d.used->idx);
+        d.slots = (void *)d.desc;
+        if (!d.packed)
+            d.used_idx = le16_load(&d.used->idx);
         break;
     case VHOST_USER_SET_VRING_BASE:
         d.last_avail = (uint16_t)p->state.num;
+        if (d.packed) {
+            d.last_avail &= 0x7fff;
+            d.avail_wrap = (p->state.num >> 15 & 1) != 0;
+            d.used_idx = p->state.num >> 16 & 0x7fff;
+            d.used_wrap = p->state.num >> 31 != 0;
+        }
         break;
     case VHOST_USER_GET_VRING_BASE:
         stop_ring();
-        reply(header, &(struct vhost_user_vring_state){p->state.index, d.last_avail}, 8);
+        reply(header, &(struct vhost_user_vring_state){p->state.index, base()}, 8);
         break;
     case VHOST_USER_SET_VRING_KICK:
         d.kick = fds[0];
@@ -320,17 +419,18 @@ int main(int argc, char **argv)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     int listener = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (argc != 4 || strlen(argv[1]) >= sizeof addr.sun_path) {
-        fprintf(stderr, "usage: tool_hostile SOCKET LIE TIMES\n");
+    if (argc != 5 || strlen(argv[1]) >= sizeof addr.sun_path) {
+        fprintf(stderr, "usage: tool_hostile SOCKET split|packed LIE TIMES\n");
         return 2;
     }
-    while (d.lie < LIES && strcmp(argv[2], lie_names[d.lie]) != 0)
+    d.offers_packed = strcmp(argv[2], "packed") == 0;
+    while (d.lie < LIES && strcmp(argv[3], lie_names[d.lie]) != 0)
         d.lie++;
     if (d.lie == LIES) {
-        fprintf(stderr, "tool_hostile: %s: no such lie\n", argv[2]);
+        fprintf(stderr, "tool_hostile: %s: no such lie\n", argv[3]);
         return 2;
     }
-    d.lies_left = (unsigned)strtoul(argv[3], NULL, 10);
+    d.lies_left = (unsigned)strtoul(argv[4], NULL, 10);
     strcpy(addr.sun_path, argv[1]);
     if (bind(listener, (struct sockaddr *)&addr, sizeof addr) < 0 || listen(listener, 1) < 0) {
         perror("tool_hostile");
