@@ -10,6 +10,7 @@
 struct fake_active {
     uint64_t start, end;
     bool writes;
+    bool happens; /* whatever it ends with */
     struct fake_active *next;
 };
 
@@ -64,6 +65,7 @@ static int coroutine_fn begin(struct fake_disk *disk, struct fake_active *self, 
     bool fails = number >= disk->error_skip[op] &&
                  (!disk->error_times[op] || number - disk->error_skip[op] < disk->error_times[op]);
     int ret = fails ? disk->error[op] : 0;
+    self->happens = ret == 0 || (op == FAKE_WRITE && disk->error_happens && number == disk->error_skip[op]);
     while (disk->hold)
         co_queue_wait_spin(&disk->held, &disk->guard);
     spin_unlock(&disk->guard);
@@ -154,7 +156,7 @@ static int coroutine_fn fake_co_pwritev(struct node *node, uint64_t offset, uint
         ensure(disk, offset + bytes);
         sg_copy_out(sg, disk->data + offset, bytes / 2 & ~511ull);
     }
-    if (ret == 0) {
+    if (self.happens) {
         keep(disk, FAKE_WRITE, offset, bytes, &sg);
         ensure(disk, offset + bytes);
         sg_copy_out(sg, disk->data + offset, bytes);

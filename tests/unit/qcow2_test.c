@@ -462,10 +462,31 @@ static void verify(const char *what, uint64_t n)
 
 static struct qcow2_create_options failing_options;
 
-/* OPs number N (counted from the opening on) and all later ones fail. True: the scenario got
- * that far. */
-static bool fail_one(enum fake_op op, uint64_t n)
+/* How requests of a kind fail: so often (0: for ever), the first write having happened all the same (a disk
+ * that reports an error has not said what it did); and then the image is closed, or the power goes. */
+static const struct failing_way {
+    enum fake_op op;
+    const char *what;
+    unsigned times;
+    bool happens, power_goes;
+} failing_ways[] = {
+    {FAKE_WRITE, "write", 0, false, false},
+    {FAKE_READ, "read", 0, false, false},
+    {FAKE_FLUSH, "flush", 0, false, false},
+    {FAKE_TRUNCATE, "truncate", 0, false, false},
+    {FAKE_READ, "one read", 1, false, false},
+    {FAKE_WRITE, "one write", 1, false, true},
+    {FAKE_WRITE, "one write that happens", 1, true, true},
+    /* The header's new sector is there, and the old one cannot be put back. */
+    {FAKE_WRITE, "two writes, the first happens", 2, true, true},
+    {FAKE_WRITE, "two writes, the first happens, closed", 2, true, false},
+    {FAKE_FLUSH, "flush, then the power", 0, false, true},
+};
+
+/* Requests fail in this WAY from number N on, counted from the opening. True: the scenario got that far. */
+static bool fail_one(const struct failing_way *way, uint64_t n)
 {
+    enum fake_op op = way->op;
     for (unsigned s = 0; s < SECTORS; s++) {
         possible[s] = 1;
         last[s] = 0;
@@ -475,24 +496,31 @@ static bool fail_one(enum fake_op op, uint64_t n)
     assert_int_equal(open_image(), 0);
     uint64_t before = disk.calls[op];
     disk.error_skip[op] = before + n;
+    disk.error_times[op] = way->times;
+    disk.error_happens = way->happens;
     disk.error[op] = -EIO;
     scenario();
     bool reached = disk.calls[op] > before + n;
+    uint64_t length = disk.length;
+    uint8_t *left = malloc(length);
+    memcpy(left, disk.data, length);
     (void)node_co_close(node);
-    verify(op == FAKE_WRITE   ? "write"
-           : op == FAKE_READ  ? "read"
-           : op == FAKE_FLUSH ? "flush"
-                              : "truncate",
-           n);
+    if (way->power_goes) {
+        free(disk.data);
+        disk.data = left;
+        disk.length = length;
+    } else {
+        free(left);
+    }
+    verify(way->what, n);
     fake_disk_free(&disk);
     return reached;
 }
 
 static void failing_body(void *arg)
 {
-    const enum fake_op ops[] = {FAKE_WRITE, FAKE_READ, FAKE_FLUSH, FAKE_TRUNCATE};
-    for (unsigned i = 0; i < 4; i++) {
-        for (uint64_t n = 0; fail_one(ops[i], n); n++) {
+    for (unsigned i = 0; i < sizeof(failing_ways) / sizeof(failing_ways[0]); i++) {
+        for (uint64_t n = 0; fail_one(&failing_ways[i], n); n++) {
         }
     }
 }
@@ -571,6 +599,9 @@ static void every_update_fails(void **state)
     in_coroutine(failing_body);
     failing_options =
         (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 16384, .extended_l2 = true};
+    in_coroutine(failing_body);
+    failing_options =
+        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 4096, .version = 2};
     in_coroutine(failing_body);
 }
 
