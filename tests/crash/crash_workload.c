@@ -262,7 +262,7 @@ struct run {
     struct node *node, *log;
     uint32_t next_id, started; /* atomic */
     uint64_t sectors;          /* atomic: size of the disk */
-    unsigned workers;          /* atomic: still running */
+    unsigned workers;          /* atomic: begun */
     struct co_queue all_done;
     struct co_rwlock resizing; /* a resize is not overtaken by requests, as a device would see to */
     bool failed;
@@ -315,7 +315,31 @@ static void coroutine_fn change_snapshots(struct run *run, uint32_t id, uint64_t
         fail(run, err.text, result);
 }
 
-static void coroutine_fn one_request(struct run *run, uint64_t *seed, uint8_t *buffer)
+/* Some sectors, at most to LIMIT. */
+static uint64_t pick_sectors(const struct run *run, unsigned worker, uint64_t *seed, uint64_t limit,
+                             uint64_t disk, uint64_t *count)
+{
+    const struct crash_workload *w = run->workload;
+    uint64_t sector, end = disk;
+    *count = 1 + crash_random(seed) % w->max_sectors;
+    if (w->snapshots) {
+        /* A snapshot holds the disk as it was, so it has to be known: no two workers write to the same
+         * sectors at the same time (whose data stays is open then), though they share clusters. */
+        unsigned workers = DEPTH * (w->loops ? w->loops : 1);
+        uint64_t stripe = w->max_sectors, stripes = limit / stripe;
+        uint64_t mine = (stripes + workers - 1 - worker) / workers;
+        uint64_t start = (mine ? crash_random(seed) % mine * workers + worker : worker % stripes) * stripe;
+        sector = start + crash_random(seed) % stripe;
+        end = start + stripe;
+    } else {
+        sector = crash_random(seed) % limit;
+    }
+    if (*count > end - sector)
+        *count = end - sector;
+    return sector;
+}
+
+static void coroutine_fn one_request(struct run *run, unsigned worker, uint64_t *seed, uint8_t *buffer)
 {
     const struct crash_workload *w = run->workload;
     uint32_t id = __atomic_add_fetch(&run->next_id, 1, __ATOMIC_RELAXED);
@@ -345,11 +369,8 @@ static void coroutine_fn one_request(struct run *run, uint64_t *seed, uint8_t *b
 
     co_rwlock_rdlock(&run->resizing);
     uint64_t disk = __atomic_load_n(&run->sectors, __ATOMIC_RELAXED);
-    uint64_t count = 1 + crash_random(seed) % w->max_sectors;
-    uint64_t limit = w->hot_sectors && w->hot_sectors < disk ? w->hot_sectors : disk;
-    uint64_t sector = crash_random(seed) % limit;
-    if (count > disk - sector)
-        count = disk - sector;
+    uint64_t limit = w->hot_sectors && w->hot_sectors < disk ? w->hot_sectors : disk, count;
+    uint64_t sector = pick_sectors(run, worker, seed, limit, disk, &count);
     unsigned pick = (unsigned)(crash_random(seed) % (w->write + w->zero + w->discard));
     enum guest_op op = GUEST_DISCARD;
     if (crash_random(seed) % 12 == 0)
@@ -387,10 +408,11 @@ static void coroutine_fn one_request(struct run *run, uint64_t *seed, uint8_t *b
 static void coroutine_fn worker(void *opaque)
 {
     struct run *run = opaque;
-    uint64_t seed = run->seed * 1000 + __atomic_add_fetch(&run->workers, 1, __ATOMIC_RELAXED);
+    unsigned number = __atomic_fetch_add(&run->workers, 1, __ATOMIC_RELAXED);
+    uint64_t seed = run->seed * 1000 + number + 1;
     uint8_t *buffer = node_buffer(run->node, (size_t)run->workload->max_sectors * 512);
     while (buffer && !run->failed && __atomic_add_fetch(&run->started, 1, __ATOMIC_RELAXED) <= run->ops)
-        one_request(run, &seed, buffer);
+        one_request(run, number, &seed, buffer);
     if (!buffer)
         fail(run, "no buffer", -12);
     free(buffer);
