@@ -12,19 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PATTERN 0x5249444520534944u
-
-struct self_description {
-    uint64_t pattern, sector, id;
-};
-
-void crash_model_fill(uint8_t *data, uint64_t sector, uint32_t id)
-{
-    struct self_description d = {PATTERN, sector, id};
-    for (size_t i = 0; i < 512 / sizeof d; i++)
-        memcpy(data + i * sizeof d, &d, sizeof d);
-    memcpy(data + 504, &d.id, 8);
-}
+#include "tests/crash/crash_sector.h"
 
 bool crash_model_read(struct crash_model *model, const struct crash_log *log)
 {
@@ -90,7 +78,7 @@ uint64_t crash_model_first_hash(const struct crash_model *model)
 {
     uint8_t *disk = calloc(model->first_sectors + 1, 512);
     for (uint64_t s = 0; disk && model->backed && s < model->first_sectors; s++)
-        crash_model_fill(disk + s * 512, s, 0);
+        crash_sector_fill(disk + s * 512, s, 0);
     uint64_t hash = disk ? crash_hash(disk, model->first_sectors * 512) : 0;
     free(disk);
     return hash;
@@ -140,6 +128,14 @@ unsigned crash_model_snapshots_least(const struct crash_model *model, uint32_t a
     return least;
 }
 
+static bool may_be_from(const struct crash_model *model, uint32_t at, uint64_t sector, uint64_t id,
+                        uint32_t floor)
+{
+    const struct guest_request *r = id < model->request_count ? &model->requests[id] : NULL;
+    return r && r->op == GUEST_WRITE && begun(r, at) && sector >= r->sector &&
+           sector < r->sector + r->count && r->end >= floor;
+}
+
 bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint8_t *data, uint64_t sectors,
                         char *why, size_t why_bytes)
 {
@@ -165,11 +161,11 @@ bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint
                 zeroed[s] = r->end;
         }
     }
-    static const uint8_t zeroes[512];
     for (uint64_t s = 0; good && s < sectors; s++) {
-        const uint8_t *found = data + s * 512;
+        uint64_t id, whose;
         bool initial_backed = model->backed && s < model->backed_sectors;
-        if (memcmp(found, zeroes, 512) == 0) {
+        switch (crash_sector_look(data + s * 512, s, &id, &whose)) {
+        case CRASH_SECTOR_ZERO:
             good = (floors[s] == 0 && !initial_backed) || zeroed[s] >= floors[s];
             if (zeroed[s] == 0 && (floors[s] != 0 || initial_backed))
                 good = false;
@@ -177,36 +173,30 @@ bool crash_model_verify(const struct crash_model *model, uint32_t at, const uint
                 snprintf(why, why_bytes,
                          "sector %llu reads as zeroes, and nothing that may still count zeroed it",
                          (unsigned long long)s);
-            continue;
-        }
-        struct self_description d;
-        uint8_t expected[512];
-        memcpy(&d, found, sizeof d);
-        crash_model_fill(expected, s, (uint32_t)d.id);
-        if (d.pattern != PATTERN || d.id > UINT32_MAX) {
-            snprintf(why, why_bytes, "sector %llu holds what no request wrote: %016llx %016llx",
-                     (unsigned long long)s, (unsigned long long)d.pattern, (unsigned long long)d.sector);
+            break;
+        case CRASH_SECTOR_STRANGE:
+            snprintf(why, why_bytes, "sector %llu holds what no request wrote", (unsigned long long)s);
             good = false;
-        } else if (d.sector != s) {
+            break;
+        case CRASH_SECTOR_OTHER:
             snprintf(why, why_bytes, "sector %llu holds the data of sector %llu (request %llu)",
-                     (unsigned long long)s, (unsigned long long)d.sector, (unsigned long long)d.id);
+                     (unsigned long long)s, (unsigned long long)whose, (unsigned long long)id);
             good = false;
-        } else if (memcmp(found, expected, 512) != 0) {
-            snprintf(why, why_bytes, "sector %llu is torn within itself (request %llu)",
-                     (unsigned long long)s, (unsigned long long)d.id);
+            break;
+        case CRASH_SECTOR_MIXTURE:
+            snprintf(why, why_bytes, "sector %llu is torn within itself (request %llu of sector %llu)",
+                     (unsigned long long)s, (unsigned long long)id, (unsigned long long)whose);
             good = false;
-        } else if (d.id == 0) {
-            good = initial_backed && floors[s] == 0;
-            if (!good)
+            break;
+        case CRASH_SECTOR_WHOLE:
+            good = id == 0 ? initial_backed && floors[s] == 0 : may_be_from(model, at, s, id, floors[s]);
+            if (!good && id == 0)
                 snprintf(why, why_bytes, "sector %llu shows the backing file again", (unsigned long long)s);
-        } else {
-            const struct guest_request *r = d.id < model->request_count ? &model->requests[d.id] : NULL;
-            good = r && r->op == GUEST_WRITE && begun(r, at) && s >= r->sector && s < r->sector + r->count &&
-                   r->end >= floors[s];
-            if (!good)
+            else if (!good)
                 snprintf(why, why_bytes,
                          "sector %llu is stale: it holds request %llu, over before a later durable one",
-                         (unsigned long long)s, (unsigned long long)d.id);
+                         (unsigned long long)s, (unsigned long long)id);
+            break;
         }
     }
     free(floors);

@@ -1,8 +1,8 @@
 /*
  * What the guest may find in each sector after a power loss, from the marks that a workload left in the log.
  *
- * Each sector describes itself: it carries its number and the id of the request that wrote it, so lost, torn,
- * misplaced and stale data can be told apart.
+ * Sectors describe themselves (crash_sector.h) by the id of the request that wrote them; id 0 is the pattern
+ * that the disk or its backing file held at the start.
  */
 #ifndef RINGSIDE_TESTS_CRASH_MODEL_H
 #define RINGSIDE_TESTS_CRASH_MODEL_H
@@ -46,9 +46,6 @@ struct crash_model {
     struct guest_request *requests; /* by id */
     size_t request_count;
 };
-
-/* Fills a sector as request ID writes it; id 0 is the backing file's own pattern. */
-void crash_model_fill(uint8_t *sector_data, uint64_t sector, uint32_t id);
 
 bool crash_model_read(struct crash_model *model, const struct crash_log *log);
 void crash_model_free(struct crash_model *model);

@@ -13,6 +13,7 @@
 #include "host/runtime/co_lock.h"
 #include "host/runtime/iothread.h"
 #include "tests/crash/crash_model.h"
+#include "tests/crash/crash_sector.h"
 
 #define DEPTH 8u
 #define MIB   (1024u * 1024u)
@@ -381,7 +382,7 @@ static void coroutine_fn one_request(struct run *run, unsigned worker, uint64_t 
         op = GUEST_ZERO;
     if (op == GUEST_WRITE) {
         for (uint64_t i = 0; i < count; i++)
-            crash_model_fill(buffer + i * 512, sector + i, id);
+            crash_sector_fill(buffer + i * 512, sector + i, id);
     }
     mark(run, 0, op, id, sector, count, 0);
     switch (op) {
@@ -469,7 +470,7 @@ static bool write_pattern(const char *dir, const char *name, uint64_t bytes)
     uint8_t data[512];
     bool good = file != NULL;
     for (uint64_t s = 0; good && s < bytes / 512; s++) {
-        crash_model_fill(data, s, 0);
+        crash_sector_fill(data, s, 0);
         good = fwrite(data, sizeof data, 1, file) == 1;
     }
     if (file && fclose(file) != 0)

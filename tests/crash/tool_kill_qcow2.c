@@ -22,8 +22,10 @@
 #include "host/block/backend.h"
 #include "host/qcow2/qcow2.h"
 #include "host/runtime/co_lock.h"
+#include "tests/crash/crash_sector.h"
+#include "tests/crash/crash_wait.h"
 
-#define SECTOR       512u
+#define SECTOR       CRASH_SECTOR_BYTES
 #define SECTORS      (128u * 1024 * 1024 / SECTOR)
 #define CLIENTS      8u
 #define OP_BYTES_MAX (128u * 1024)
@@ -67,38 +69,10 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
 
 static void fill(uint32_t sector, uint32_t number, uint8_t *data)
 {
-    uint32_t words[SECTOR / 4];
-
-    for (unsigned i = 0; i < SECTOR / 4; i++)
-        words[i] =
-            number ? (i ? (sector * 0x9e3779b9u) ^ (number * 0x85ebca6bu) ^ (i * 0xc2b2ae35u) : number) : 0;
-    memcpy(data, words, SECTOR);
-}
-
-struct waiting {
-    struct blk_request request;
-    struct coroutine *co;
-    int result;
-    bool ended;
-};
-
-static void completed(struct blk_request *request, int result)
-{
-    struct waiting *w = (struct waiting *)request;
-
-    w->result = result;
-    w->ended = true;
-    if (w->co)
-        co_wake(w->co);
-}
-
-static int coroutine_fn co_wait(struct waiting *w)
-{
-    if (!w->ended) {
-        w->co = co_self();
-        co_yield ();
-    }
-    return w->result;
+    if (number)
+        crash_sector_fill(data, sector, number);
+    else
+        memset(data, 0, SECTOR);
 }
 
 static void open_image(bool check_only)
@@ -125,12 +99,12 @@ static void client(void *arg)
         uint32_t n = 1 + (uint32_t)draw(48), first = unit * 48 + (uint32_t)draw(48 - n + 1);
         unsigned kind = (unsigned)draw(16);
         uint32_t number = kind < 11 ? __atomic_add_fetch(&model->number, 1, __ATOMIC_RELAXED) : 0;
-        struct waiting w = {.request.complete = completed};
+        struct crash_wait w = crash_wait_init();
         struct iovec iov = {buffer, (size_t)n * SECTOR};
 
         if (kind == 15 && draw(300) == 0) {
             blk_aio_flush(blk, &w.request);
-            if (co_wait(&w) < 0)
+            if (crash_co_wait(&w) < 0)
                 fail("a flush failed");
             continue;
         }
@@ -148,7 +122,7 @@ static void client(void *arg)
                                   kind == 11 ? NODE_IO_MAY_UNMAP : 0);
         else
             blk_aio_pdiscard(blk, &w.request, (uint64_t)first * SECTOR, (uint64_t)n * SECTOR);
-        if (co_wait(&w) < 0)
+        if (crash_co_wait(&w) < 0)
             fail("an operation failed: %s", strerror(-w.result));
         for (uint32_t i = 0; i < n && kind < 13; i++) {
             model->acked[first + i] = number;
@@ -171,28 +145,30 @@ static void writer(void)
 
 static void verify_entry(void *arg)
 {
-    uint8_t *buffer = aligned_alloc(4096, OP_BYTES_MAX), expected[SECTOR];
+    uint8_t *buffer = aligned_alloc(4096, OP_BYTES_MAX);
     uint32_t lost = 0;
 
     for (uint32_t at = 0; at < SECTORS; at += OP_BYTES_MAX / SECTOR) {
-        struct waiting w = {.request.complete = completed};
+        struct crash_wait w = crash_wait_init();
         struct iovec iov = {buffer, OP_BYTES_MAX};
 
         blk_aio_preadv(blk, &w.request, (uint64_t)at * SECTOR, OP_BYTES_MAX, &iov, 1);
-        if (co_wait(&w) < 0)
+        if (crash_co_wait(&w) < 0)
             fail("sector %u cannot be read: %s", at, strerror(-w.result));
         for (uint32_t i = 0; i < OP_BYTES_MAX / SECTOR; i++) {
-            uint32_t s = at + i, number;
-            const uint8_t *data = buffer + (size_t)i * SECTOR;
+            uint32_t s = at + i;
+            uint64_t number, whose;
+            enum crash_sector_kind kind = crash_sector_look(buffer + (size_t)i * SECTOR, s, &number, &whose);
 
-            memcpy(&number, data, 4);
-            fill(s, number, expected);
-            if (memcmp(data, expected, SECTOR) != 0)
-                fail("sector %u is a mixture, or another's", s);
+            if (kind == CRASH_SECTOR_ZERO)
+                number = 0;
+            else if (kind != CRASH_SECTOR_WHOLE || number > model->number)
+                fail("sector %u is a mixture, or another's: sector %llu, write %llu", s,
+                     (unsigned long long)whose, (unsigned long long)number);
             if (number != model->acked[s] && number != model->begun[s] &&
                 !(number == 0 && model->maybe_zero[s]))
                 lost++;
-            model->acked[s] = number;
+            model->acked[s] = (uint32_t)number;
             model->begun[s] = NOTHING;
             model->maybe_zero[s] = 0;
         }
@@ -256,12 +232,12 @@ static void meddle_entry(void *arg)
     uint8_t block[SECTOR] = {0};
 
     for (uint32_t s = 0; s < SECTORS; s += 97) {
-        struct waiting w = {.request.complete = completed};
+        struct crash_wait w = crash_wait_init();
         struct iovec iov = {block, SECTOR};
 
         fill(s, 0, block);
         blk_aio_pwritev(blk, &w.request, (uint64_t)s * SECTOR, SECTOR, &iov, 1, 0);
-        if (co_wait(&w) < 0)
+        if (crash_co_wait(&w) < 0)
             fail("meddling failed");
         model->maybe_zero[s] = 1;
     }

@@ -22,12 +22,14 @@
 #include "host/qcow2/qcow2.h"
 #include "host/runtime/iothread.h"
 #include "host/runtime/sim.h"
+#include "tests/crash/crash_sector.h"
+#include "tests/crash/crash_wait.h"
 
 #define BASE           "/base.raw"
 #define IMAGE          "/disk.qcow2"
 #define CLIENTS_MAX    12
 #define LOOPS_MAX_HERE 3
-#define SECTOR         512u
+#define SECTOR         CRASH_SECTOR_BYTES
 #define OP_BYTES_MAX   (256u * 1024u)
 
 /* ---- the model ---- */
@@ -90,43 +92,31 @@ static uint64_t draw(struct run *run, uint64_t n)
     return sim_below(run->sim, SIM_LOAD, n);
 }
 
-static uint64_t word_of(uint64_t sector, uint64_t number, unsigned i)
-{
-    uint64_t x = (sector * 0x9e3779b97f4a7c15u) ^ (number * 0xd6e8feb86659fd93u) ^ (i * 0xa0761d6478bd642fu);
-
-    x ^= x >> 29;
-    x *= 0xbf58476d1ce4e5b9u;
-    return x ^ (x >> 32);
-}
-
 static void fill(uint64_t sector, uint64_t number, uint8_t *data)
 {
-    uint64_t words[SECTOR / 8];
-
-    if (!number) {
+    if (number)
+        crash_sector_fill(data, sector, number);
+    else
         memset(data, 0, SECTOR);
-        return;
-    }
-    words[0] = number;
-    for (unsigned i = 1; i < SECTOR / 8; i++)
-        words[i] = word_of(sector, number, i);
-    memcpy(data, words, SECTOR);
 }
 
 /* The number that a sector's bytes stand for; fails on what was never written there. */
 static uint64_t number_in(struct run *run, uint64_t sector, const uint8_t *data, const char *when)
 {
-    uint64_t words[SECTOR / 8];
+    uint64_t number, whose;
+    enum crash_sector_kind kind = crash_sector_look(data, sector, &number, &whose);
 
-    memcpy(words, data, SECTOR);
-    for (unsigned i = 1; i < SECTOR / 8; i++) {
-        if (words[i] != (words[0] ? word_of(sector, words[0], i) : 0))
-            fail("%s: sector %llu is a mixture, or another's (write %llu)", when, (unsigned long long)sector,
-                 (unsigned long long)words[0]);
-    }
-    if (words[0] > run->number)
+    if (kind == CRASH_SECTOR_ZERO)
+        return 0;
+    if (kind == CRASH_SECTOR_OTHER)
+        fail("%s: sector %llu is sector %llu's (write %llu)", when, (unsigned long long)sector,
+             (unsigned long long)whose, (unsigned long long)number);
+    if (kind == CRASH_SECTOR_MIXTURE)
+        fail("%s: sector %llu is a mixture (write %llu)", when, (unsigned long long)sector,
+             (unsigned long long)number);
+    if (kind == CRASH_SECTOR_STRANGE || number > run->number)
         fail("%s: sector %llu holds garbage", when, (unsigned long long)sector);
-    return words[0];
+    return number;
 }
 
 static void forget(struct value **list)
@@ -205,32 +195,6 @@ static void compare(struct run *run, uint64_t first, uint64_t count, const uint8
 
 /* ---- requests ---- */
 
-struct waiting {
-    struct blk_request request;
-    struct coroutine *co;
-    int result;
-    bool ended;
-};
-
-static void completed(struct blk_request *request, int result)
-{
-    struct waiting *w = (struct waiting *)request;
-
-    w->result = result;
-    w->ended = true;
-    if (w->co)
-        co_wake(w->co);
-}
-
-static int coroutine_fn co_wait(struct waiting *w)
-{
-    if (!w->ended) {
-        w->co = co_self();
-        co_yield ();
-    }
-    return w->result;
-}
-
 struct client {
     struct run *run;
     unsigned index;
@@ -260,7 +224,7 @@ enum kind { WRITE, WRITE_FUA, ZERO, ZERO_UNMAP, DISCARD, FLUSH, READ };
 static void coroutine_fn change(struct client *client, enum kind kind)
 {
     struct run *run = client->run;
-    struct waiting w = {.request.complete = completed};
+    struct crash_wait w = crash_wait_init();
     uint64_t count, first = pick(client, &count), number = kind <= WRITE_FUA ? ++run->number : 0;
     struct value **values = calloc(count, sizeof(struct value *));
     struct iovec iov = {client->buffer, count * SECTOR};
@@ -292,7 +256,7 @@ static void coroutine_fn change(struct client *client, enum kind kind)
         blk_aio_pdiscard(run->blk, &w.request, first * SECTOR, count * SECTOR);
         break;
     }
-    ret = co_wait(&w);
+    ret = crash_co_wait(&w);
     run->operations++;
     if (run->stop) {
         /* The power is gone: nobody is told anything any more. */
@@ -321,12 +285,12 @@ static void coroutine_fn change(struct client *client, enum kind kind)
 static void coroutine_fn flush(struct client *client)
 {
     struct run *run = client->run;
-    struct waiting w = {.request.complete = completed};
+    struct crash_wait w = crash_wait_init();
     uint64_t order = run->order;
     int ret;
 
     blk_aio_flush(run->blk, &w.request);
-    ret = co_wait(&w);
+    ret = crash_co_wait(&w);
     if (run->stop)
         return;
     if (ret == 0)
@@ -338,14 +302,14 @@ static void coroutine_fn flush(struct client *client)
 static void coroutine_fn read_back(struct client *client)
 {
     struct run *run = client->run;
-    struct waiting w = {.request.complete = completed};
+    struct crash_wait w = crash_wait_init();
     uint64_t count, first = pick(client, &count);
     struct iovec iov = {client->buffer, count * SECTOR};
     int ret;
 
     memset(client->buffer, 0xee, count * SECTOR);
     blk_aio_preadv(run->blk, &w.request, first * SECTOR, count * SECTOR, &iov, 1);
-    ret = co_wait(&w);
+    ret = crash_co_wait(&w);
     if (run->stop)
         return;
     if (ret == 0)
@@ -508,14 +472,14 @@ static void verify_entry(void *opaque)
     if (!buffer)
         abort();
     for (uint64_t at = 0; at < run->sector_count; at += OP_BYTES_MAX / SECTOR) {
-        struct waiting w = {.request.complete = completed};
+        struct crash_wait w = crash_wait_init();
         uint64_t count =
             run->sector_count - at < OP_BYTES_MAX / SECTOR ? run->sector_count - at : OP_BYTES_MAX / SECTOR;
         struct iovec iov = {buffer, count * SECTOR};
         int ret;
 
         blk_aio_preadv(run->blk, &w.request, at * SECTOR, count * SECTOR, &iov, 1);
-        ret = co_wait(&w);
+        ret = crash_co_wait(&w);
         if (ret < 0)
             fail("%s: sector %llu cannot be read: %s", call->when, (unsigned long long)at, strerror(-ret));
         compare(run, at, count, buffer, call->crashed, call->when);
