@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "host/aio/aio.h"
+#include "host/runtime/trace.h"
 
 /* One line of figures for each loop, written by that loop only. */
 struct aio_counters {
@@ -42,6 +43,34 @@ int64_t aio_request_do(const struct aio_request *request, int flags);
 /* A write with FUA as a write and a flush, where the kernel can't do it in one request. */
 int64_t coroutine_fn aio_write_then_sync(int64_t (*co_submit)(struct aio_request *request),
                                          const struct aio_request *request);
+
+/* Requests that the kernel has nothing to do with any more, in the order in which they ended. */
+struct aio_completed {
+    struct aio_request *first, **end;
+};
+
+static inline void aio_completed_add(struct aio_completed *list, struct aio_request *request, int64_t result)
+{
+    request->result = result;
+    *list->end = request;
+    list->end = &request->next;
+}
+
+/* Wakes all of them. The list has to be taken out of the kernel's ring before, since who is woken may ask for
+ * more. */
+static inline void aio_completed_wake(struct aio_completed *list)
+{
+    *list->end = NULL;
+    while (list->first) {
+        struct aio_request *request = list->first;
+
+        list->first = request->next;
+        if (trace_active_sink)
+            trace(TRACE_LOOP_COMPLETIONS, request->trace_id, request->offset,
+                  request->result > 0 ? (uint64_t)request->result : 0);
+        co_wake(request->co);
+    }
+}
 
 static inline uint64_t aio_request_bytes(const struct aio_request *request)
 {

@@ -94,31 +94,18 @@ static bool uring_poll(void *opaque)
 static void uring_complete(void *opaque)
 {
     struct uring *uring = opaque;
-    struct aio_request *completed = NULL, **end = &completed;
+    struct aio_completed completed = {NULL, &completed.first};
     struct io_uring_cqe *cqe;
     unsigned head, n = 0;
 
     io_uring_for_each_cqe(&uring->ring, head, cqe)
     {
-        struct aio_request *request = io_uring_cqe_get_data(cqe);
-
-        request->result = cqe->res;
-        *end = request;
-        end = &request->next;
+        aio_completed_add(&completed, io_uring_cqe_get_data(cqe), cqe->res);
         n++;
     }
-    *end = NULL;
     io_uring_cq_advance(&uring->ring, n);
     uring->in_flight -= n;
-    while (completed) {
-        struct aio_request *request = completed;
-
-        completed = request->next;
-        if (trace_active_sink)
-            trace(TRACE_LOOP_COMPLETIONS, request->trace_id, request->offset,
-                  request->result > 0 ? (uint64_t)request->result : 0);
-        co_wake(request->co);
-    }
+    aio_completed_wake(&completed);
     if (uring->first || io_uring_sq_ready(&uring->ring))
         loop_defer(uring->loop, &uring->submit);
 }

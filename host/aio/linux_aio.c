@@ -144,18 +144,9 @@ static void look_back(struct laio *laio)
     }
 }
 
-/* Wakes those that COMPLETED lists, which the kernel has nothing to do with any more. */
-static void laio_wake(struct laio *laio, struct aio_request *completed)
+static void laio_wake(struct laio *laio, struct aio_completed *completed)
 {
-    while (completed) {
-        struct aio_request *request = completed;
-
-        completed = request->next;
-        if (trace_active_sink)
-            trace(TRACE_LOOP_COMPLETIONS, request->trace_id, request->offset,
-                  request->result > 0 ? (uint64_t)request->result : 0);
-        co_wake(request->co);
-    }
+    aio_completed_wake(completed);
     if (laio->first)
         loop_defer(laio->loop, &laio->submit);
 }
@@ -171,7 +162,7 @@ static bool laio_poll(void *opaque)
 static void laio_complete_mapped(struct laio *laio)
 {
     struct ring *ring = laio->ring;
-    struct aio_request *completed = NULL, **end = &completed;
+    struct aio_completed completed = {NULL, &completed.first};
     uint32_t nr = ring->nr, head = ring->head;
     /* Pairs with the kernel's write barrier between an event and the tail (aio_complete). */
     uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
@@ -180,19 +171,15 @@ static void laio_complete_mapped(struct laio *laio)
         return;
     while (head != tail) {
         const struct io_event *event = &ring->events[head];
-        struct aio_request *request = event->data;
 
-        request->result = (int64_t)(long)event->res;
-        *end = request;
-        end = &request->next;
+        aio_completed_add(&completed, event->data, (int64_t)(long)event->res);
         laio->in_flight--;
         head = head + 1 == nr ? 0 : head + 1;
     }
-    *end = NULL;
     /* The slots may be used again once their events are read. Pairs with the kernel's read of head before it
      * reckons how many are free (user_refill_reqs_available). */
     __atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
-    laio_wake(laio, completed);
+    laio_wake(laio, &completed);
 }
 
 static void laio_complete_by_call(struct laio *laio)
@@ -202,20 +189,15 @@ static void laio_complete_by_call(struct laio *laio)
     int n;
 
     do {
-        struct aio_request *completed = NULL, **end = &completed;
+        struct aio_completed completed = {NULL, &completed.first};
 
         AIO_COUNT(laio->loop, getevents_syscalls);
         n = laio_kernel.getevents(laio->context, 0, LAIO_BATCH, events, &zero);
         for (int i = 0; i < n; i++) {
-            struct aio_request *request = events[i].data;
-
-            request->result = (int64_t)(long)events[i].res;
-            *end = request;
-            end = &request->next;
+            aio_completed_add(&completed, events[i].data, (int64_t)(long)events[i].res);
             laio->in_flight--;
         }
-        *end = NULL;
-        laio_wake(laio, completed);
+        laio_wake(laio, &completed);
     } while (n == LAIO_BATCH || n == -EINTR);
 }
 
