@@ -191,6 +191,10 @@ static void coroutine_fn hand_image_on(void *opaque)
                     strerror(-ret));
 }
 
+/* A front end, or a guest behind one, that does the same wrong thing over and over fills no log. */
+#define LOG_LINES       100u
+#define LOG_INTERVAL_NS 500000000u
+
 /* Without --handover: what the guest has written is in the file when it is no longer served. */
 static void coroutine_fn write_image_out(void *opaque)
 {
@@ -301,7 +305,9 @@ static int serve(struct program *p, struct error *err)
         if (ret < 0)
             return ret;
     }
+    log_limit(LOG_LINES, LOG_INTERVAL_NS);
     loop_run(p->loop);
+    log_unlimit();
     loop_fd_remove(&p->signals);
     return 0;
 }

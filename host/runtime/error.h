@@ -6,6 +6,8 @@
 #ifndef RINGSIDE_RUNTIME_ERROR_H
 #define RINGSIDE_RUNTIME_ERROR_H
 
+#include <stdint.h>
+
 #define ERROR_TEXT_BYTES 512
 
 struct error {
@@ -24,5 +26,11 @@ void log_set_program(const char *name);
 
 /* One line on stderr, "PROGRAM: text", written by one write(2) so that threads do not mix. Any thread. */
 void log_message(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* For as long as strangers can bring lines about: LINES at once and then one each INTERVAL_NS; and none that
+ * would have to wait until somebody empties stderr. What was left out is counted, and the number told with
+ * the next line, or by log_unlimit. Any thread. */
+void log_limit(unsigned lines, uint64_t interval_ns);
+void log_unlimit(void);
 
 #endif

@@ -80,6 +80,31 @@ ok "resize" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resi
 ok "the new capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 402653184"
 ok "and can be used" verify --bytes=4m --span=380m
 
+# --- a front end that provokes a line with each message: GET_CONFIG for more than there is
+cat >"$tmp/nags.py" <<'PY'
+import socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+for request, value in (2, 1 << 30), (16, 1 << 9):
+    s.sendall(struct.pack("<IIIQ", request, 1, 8, value))
+for _ in range(3000):
+    s.sendall(struct.pack("<IIIIII", 24, 1, 12, 0, 0xFFFFFF, 0))
+    if len(s.recv(12, socket.MSG_WAITALL)) != 12:
+        sys.exit("no answer")
+PY
+mkfifo "$tmp/unread"
+exec 7<>"$tmp/unread" # and nobody reads from it
+start nagged sh -c "exec timeout -k 1 60 '$blk' --socket-path='$sock' --format=null --size=1M 2>'$tmp/unread'"
+wait_for 10 up
+ok "each gets its answer, also where nobody reads what is said of it" python3 "$tmp/nags.py" "$sock"
+stop nagged
+ok "SIGTERM" test "$stopped" = 0
+ok "a hundred lines are enough, and the number of the others" sh -c \
+    "timeout 1 cat '$tmp/unread' | tee '$tmp/nagged' | wc -l; tail -n 1 '$tmp/nagged' | grep -E '\([0-9]+ messages were left out\)' &&
+    test \$(wc -l <'$tmp/nagged') -lt 500"
+exec 7>&-
+
 # --- nothing to do: no CPU time, not even a wake-up
 python3 - "$sock" "$tmp/held" <<'PY' &
 import socket, struct, sys, time
