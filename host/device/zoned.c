@@ -259,14 +259,14 @@ static int take_old_places(const struct zoned *zoned, const struct state_header 
 static int map_bytes(struct zoned *zoned, int fd)
 {
     int result = -posix_fallocate(fd, 0, (off_t)zoned->mapping_bytes);
+    void *mapping;
 
-    if (result < 0)
+    if (result != 0)
         return result;
-    zoned->mapping = mmap(NULL, zoned->mapping_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (zoned->mapping == MAP_FAILED) {
-        zoned->mapping = NULL;
+    mapping = mmap(NULL, zoned->mapping_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (mapping == MAP_FAILED)
         return -errno;
-    }
+    zoned->mapping = mapping;
     zoned->saved = (struct state_zone *)((struct state_header *)zoned->mapping + 1);
     zoned->places.table = (struct state_place *)(zoned->saved + zoned->num_zones);
     return 0;
@@ -290,12 +290,14 @@ static int load_state_file(struct zoned *zoned, int fd, uint64_t bytes, const ch
     result = take_old_places(zoned, &header, fd, bytes, &old, &num_old);
     if (result == 0)
         result = map_bytes(zoned, fd);
-    if (result < 0)
-        error_set(err, result, "%s: %s", path, strerror(-result));
-    for (size_t i = 0; result == 0 && i < num_old; i++)
+    if (result != 0 || !zoned->saved) {
+        free(old);
+        return error_set(err, result, "%s: %s", path, strerror(-result));
+    }
+    for (size_t i = 0; i < num_old; i++)
         places_take_over(&zoned->places, &old[i]);
     free(old);
-    return result < 0 ? result : load(zoned, path, err);
+    return load(zoned, path, err);
 }
 
 static int map_state_file(struct zoned *zoned, const char *path, struct error *err)
@@ -315,13 +317,13 @@ static int map_state_file(struct zoned *zoned, const char *path, struct error *e
         result = load_state_file(zoned, fd, (uint64_t)st.st_size, path, err);
     } else {
         result = map_bytes(zoned, fd);
-        if (result < 0)
+        if (result != 0)
             error_set(err, result, "%s: %s", path, strerror(-result));
     }
     close(fd);
-    if (result < 0)
-        return result;
     header = zoned->mapping;
+    if (result != 0 || !header)
+        return result;
     if (st.st_size == 0) {
         start_empty(zoned);
         header->capacity = le64_put(zoned->capacity);
