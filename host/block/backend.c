@@ -189,8 +189,11 @@ static struct blk_request *parked_take(struct blk_loop *bl)
     struct blk_request *request = bl->parked;
     if (request) {
         bl->parked = request->next;
-        if (!bl->parked)
+        if (!bl->parked) {
             bl->parked_end = &bl->parked;
+            /* Nobody waits for it any more: the loop may go as soon as its requests are done. */
+            loop_timer_cancel(&bl->retry);
+        }
         __atomic_store_n(&bl->parked_count, bl->parked_count - 1, __ATOMIC_SEQ_CST);
     }
     return request;

@@ -216,6 +216,24 @@ static void requests_wait_for_a_coroutine_in_order(void **state)
     down();
 }
 
+/* A loop can be destroyed as soon as its requests are done: the timer for those that waited is gone by then. */
+static void nothing_is_left_of_the_wait_for_a_coroutine(void **state)
+{
+    struct request requests[8] = {0};
+    up((struct fake_disk){.hold = true});
+    co_pool_drain_thread();
+    co_pool_set_limit(1);
+    for (unsigned i = 0; i < 8; i++)
+        submit_read(&requests[i], 512 * i);
+    assert_int_equal(disk.active, 1);
+    assert_int_not_equal(loop_next_deadline(loop), UINT64_MAX);
+    fake_disk_release(&disk);
+    turn_until(8);
+    assert_int_equal(loop_next_deadline(loop), UINT64_MAX);
+    co_pool_set_limit(0);
+    down();
+}
+
 static void held_entry(void *arg)
 {
     co_yield ();
@@ -572,6 +590,7 @@ int main(void)
         CASE(requests_that_cannot_be_end_at_once),
         CASE(write_through_makes_every_write_durable),
         CASE(requests_wait_for_a_coroutine_in_order),
+        CASE(nothing_is_left_of_the_wait_for_a_coroutine),
         CASE(requests_go_on_when_others_have_all_coroutines),
         CASE(drain_waits_for_what_is_in_flight_and_parks_what_comes),
         CASE(a_resize_waits_for_requests_and_is_announced),
