@@ -216,7 +216,8 @@ static void requests_wait_for_a_coroutine_in_order(void **state)
     down();
 }
 
-/* A loop can be destroyed as soon as its requests are done: the timer for those that waited is gone by then. */
+/* A loop can be destroyed as soon as its requests are done: the timer for those that waited is gone by then.
+ */
 static void nothing_is_left_of_the_wait_for_a_coroutine(void **state)
 {
     struct request requests[8] = {0};
