@@ -308,7 +308,6 @@ static int serve(struct program *p, struct error *err)
     log_limit(LOG_LINES, LOG_INTERVAL_NS);
     loop_run(p->loop);
     log_unlimit();
-    loop_fd_remove(&p->signals);
     return 0;
 }
 
@@ -328,6 +327,7 @@ int main(int argc, char **argv)
     if (ret < 0)
         log_message("%s", err.text);
     laio_process_ends();
+    loop_fd_remove(&p->signals);
     control_destroy(p->control);
     vhost_user_server_destroy(p->server);
     int closed = cmd_device_stop(p->device, &err);

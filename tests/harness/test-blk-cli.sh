@@ -103,6 +103,25 @@ ok "an image that is none begins with its name" says 1 "ringside-blk: $tmp/short
 ok "a CPU that there is not" says 1 "CPU 1023 cannot be had" --iothread-cpus=1023 --socket-path="$sock" "$image"
 ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$sock" --trace="$tmp/none/trace" "$image"
 
+# Where the kernel, or a container around us, takes no filter of system calls
+cat >"$tmp/unfiltered" <<END
+#!/usr/bin/env python3
+import ctypes, os, sys
+c = ctypes.CDLL("libseccomp.so.2")
+c.seccomp_init.restype = ctypes.c_void_p
+f = ctypes.c_void_p(c.seccomp_init(0x7FFF0000))
+c.seccomp_rule_add(f, 0x00050000 | 13, c.seccomp_syscall_resolve_name(b"seccomp"), 0)
+c.seccomp_load(f)
+os.execv("$blk", ["$blk"] + sys.argv[1:])
+END
+chmod +x "$tmp/unfiltered"
+no_filter() {
+    local blk=$tmp/unfiltered
+    says 1 "(--sandbox=off goes on without)" --socket-path="$sock" --control="$tmp/control" "$image"
+}
+ok "no filter of system calls to be had" no_filter
+ok "and the sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/control'"
+
 # --- what it says about itself
 ok "--print-capabilities is JSON with type block, whatever else is given" sh -c \
     "'$blk' --nonsense --print-capabilities | jq -en 'input | .type == \"block\" and (.features | index(\"blk-file\")) and (.features | index(\"read-only\"))'"
