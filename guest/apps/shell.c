@@ -311,13 +311,12 @@ static void cmd_stats(int argc, char **argv)
     for (unsigned queue = 0; queue < info.num_queues; queue++) {
         struct vblk_queue_stats s;
         vblk_queue_stats(disk, queue, &s);
-        printf("queue %u: %llu requests in %llu parts, %llu errors; %llu kicks (%llu not needed), %llu "
-               "interrupts, "
+        printf("queue %u: %llu requests in %llu parts, %llu errors; %llu kicks (%llu not needed), "
                "%llu polls; %llu recoveries\n",
                queue, (unsigned long long)s.requests, (unsigned long long)s.parts,
                (unsigned long long)s.errors, (unsigned long long)s.kicks,
-               (unsigned long long)s.kicks_suppressed, (unsigned long long)s.interrupts,
-               (unsigned long long)s.polls, (unsigned long long)s.recoveries);
+               (unsigned long long)s.kicks_suppressed, (unsigned long long)s.polls,
+               (unsigned long long)s.recoveries);
     }
 }
 

@@ -45,6 +45,10 @@ ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -en 'input | .rings.fo
 ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -en 'input | .rings.format == \"packed\"'"
 ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -en 'input | .protocol | index(\"CONFIG\")'"
 ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -en 'input | .iops > 0 and .latency_us.p99 > 0'"
+ok "a client that sleeps is interrupted" sh -c "timeout 60 '$r' bench --json --client=sleep --qd=1 --ops=2000 --runtime=60 |
+    jq -en 'input | .interrupts_per_request > 0.1'"
+ok "one that polls is not" sh -c "timeout 60 '$r' bench --json --qd=1 --ops=2000 --runtime=60 |
+    jq -en 'input | .interrupts_per_request == 0'"
 ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -en 'input | .passed and .requests > 0'"
 # Ended from outside, it leaves nothing. (A socket's path is short: not in $tmp.)
 for signal in TERM HUP; do

@@ -207,7 +207,7 @@ static void workers_free(struct verify *v)
 
 static void print_result(const struct verify *v)
 {
-    uint64_t ops[VBLK_ZONE_APPEND + 1] = {0}, bytes = 0, failed = 0, all = 0;
+    uint64_t ops[VBLK_ZONE_APPEND + 1] = {0}, bytes = 0, failed = 0, all = 0, interrupts = 0;
     struct vblk_queue_stats stats, sum = {0};
     json_t *kinds = json_object(), *result;
 
@@ -218,7 +218,7 @@ static void print_result(const struct verify *v)
         failed += v->workers[q].failed;
         vblk_queue_stats(v->rig->disk, q, &stats);
         sum.kicks += stats.kicks;
-        sum.interrupts += stats.interrupts;
+        interrupts += hosted_interrupts(v->rig->hosted, q);
         sum.recoveries += stats.recoveries;
     }
     for (unsigned op = 0; op <= VBLK_ZONE_APPEND; op++)
@@ -231,7 +231,7 @@ static void print_result(const struct verify *v)
     result =
         json_pack("{s:b, s:I, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:s}", "passed", !v->reported, "requests",
                   (json_int_t)all, "bytes", (json_int_t)bytes, "failed", (json_int_t)failed, "kinds", kinds,
-                  "kicks", (json_int_t)sum.kicks, "interrupts", (json_int_t)sum.interrupts, "recoveries",
+                  "kicks", (json_int_t)sum.kicks, "interrupts", (json_int_t)interrupts, "recoveries",
                   (json_int_t)sum.recoveries, "reconnects",
                   (json_int_t)(v->rig->transport ? v->rig->transport->reconnects : 0), "report", v->report);
     if (v->settings->json) {

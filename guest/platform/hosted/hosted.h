@@ -63,7 +63,8 @@ struct hosted {
         unsigned char locked; /* a spin lock: held for a few instructions */
     } bounce_stack[HOSTED_BOUNCE_STACKS];
 
-    int call_fd[HOSTED_QUEUES_MAX]; /* -1: the queue has no interrupt */
+    int call_fd[HOSTED_QUEUES_MAX];         /* -1: the queue has no interrupt */
+    uint64_t interrupts[HOSTED_QUEUES_MAX]; /* that whoever waited has found; atomic */
 };
 
 /* NULL with errno set: no memory, or a limit is in the way. */
@@ -85,5 +86,8 @@ void *hosted_pointer(const struct hosted *hosted, uint64_t guest_addr, size_t by
 
 /* The eventfd by which the device interrupts for QUEUE, -1 for none. Belongs to the caller (a transport). */
 void hosted_set_call_fd(struct hosted *hosted, unsigned queue, int fd);
+
+/* Interrupts that QUEUE has had, up to the last wait for one. Any thread. */
+uint64_t hosted_interrupts(const struct hosted *hosted, unsigned queue);
 
 #endif

@@ -376,9 +376,16 @@ static void hosted_wait(void *ctx, unsigned queue, uint64_t deadline_ns)
         left = 1000000u;
     timeout.tv_sec = (time_t)(left / 1000000000u);
     timeout.tv_nsec = (long)(left % 1000000000u);
-    if (ppoll(&wait, 1, &timeout, NULL) > 0 && read(fd, &count, sizeof(count)) < 0) {
-        /* somebody else took it: as good as a spurious interrupt */
-    }
+    if (ppoll(&wait, 1, &timeout, NULL) <= 0)
+        return;
+    /* Else somebody else took it: as good as a spurious interrupt. */
+    if (read(fd, &count, sizeof(count)) == (ssize_t)sizeof(count))
+        __atomic_fetch_add(&hosted->interrupts[queue], count, __ATOMIC_RELAXED);
+}
+
+uint64_t hosted_interrupts(const struct hosted *hosted, unsigned queue)
+{
+    return queue < HOSTED_QUEUES_MAX ? __atomic_load_n(&hosted->interrupts[queue], __ATOMIC_RELAXED) : 0;
 }
 
 static void hosted_log(void *ctx, enum vblk_log_level level, const char *text)
