@@ -32,7 +32,9 @@ struct guest_region {
     int fd;
 };
 
-#define GUEST_REGIONS_MAX 512
+/* Of a translated table each page of what the requests in flight need may be a region: when they don't fit
+ * together, they push one another out without end. */
+#define GUEST_REGIONS_MAX 8192
 
 struct guest_memory {
     unsigned count;

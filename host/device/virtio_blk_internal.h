@@ -129,6 +129,7 @@ struct virtio_blk_queue {
     uint64_t trace_next;
     const uint32_t *memory_broken;
     int call_fd;
+    bool call_is_pipe;
     struct loop_fd kick;
     bool kick_is_pipe;
     struct loop_deferred flush;
@@ -200,6 +201,8 @@ void virtio_blk_queue_init(struct virtio_blk *device, unsigned index);
 /* Step 3: takes what is there, and submits it. */
 void virtio_blk_handle_queue(struct virtio_blk_queue *queue);
 /* Interrupts the driver, if it wants that for what was published since the last time. */
+/* Writes to the call descriptor, which there is. */
+void virtio_blk_queue_write_call(const struct virtio_blk_queue *queue);
 void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue);
 /* The ring can't be understood any more: nothing is fetched until it is set up again (2.1.2). */
 void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why);

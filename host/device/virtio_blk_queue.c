@@ -277,7 +277,11 @@ static void on_resume(void *opaque)
 static void empty_pipe(struct virtio_blk_queue *queue)
 {
     char kicks[512];
-    ssize_t n = read(queue->kick.fd, kicks, sizeof(kicks));
+    struct iovec iov = {kicks, sizeof(kicks)};
+    ssize_t n = preadv2(queue->kick.fd, &iov, 1, -1, RWF_NOWAIT);
+
+    if (n < 0 && errno == EOPNOTSUPP) /* before Linux 6.5 */
+        n = read(queue->kick.fd, kicks, sizeof(kicks));
 
     if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
         return;
@@ -410,19 +414,30 @@ static void queue_show(struct virtio_blk_queue *queue)
     queue->shown = true;
 }
 
+/* The peer can make its end of a pipe wait for room again, so that is not relied on. An eventfd knows no
+ * RWF_NOWAIT: the control loop empties one that holds us up before it asks anything of this loop. */
+void virtio_blk_queue_write_call(const struct virtio_blk_queue *queue)
+{
+    uint64_t one = 1;
+    struct iovec iov = {&one, sizeof(one)};
+
+    if (__builtin_expect(queue->call_is_pipe, 0) &&
+        (pwritev2(queue->call_fd, &iov, 1, -1, RWF_NOWAIT) >= 0 || errno != EOPNOTSUPP))
+        return;
+    /* EAGAIN: the counter is full, so the driver has an interrupt coming anyhow. */
+    while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+        ;
+}
+
 void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue)
 {
     struct virtio_blk *device = queue->device;
-    uint64_t one = 1;
-
     queue->coalesced = 0;
     if (!virtqueue_needs_interrupt(&queue->vq))
         return;
     STAT_ADD(queue, interrupts, 1);
     if (queue->call_fd >= 0) {
-        /* EAGAIN: the counter is full, so the driver has an interrupt coming anyhow. */
-        while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
+        virtio_blk_queue_write_call(queue);
     } else if (device->events.interrupt) {
         device->events.interrupt(device->events.opaque, queue->index);
     }

@@ -50,7 +50,6 @@ static void control_done(struct virtio_blk_queue *queue)
 static void control_start(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
-    uint64_t one = 1;
 
     virtio_blk_queue_set_state(queue, QUEUE_RUNNING);
     if (loop_fd_add(queue->loop, &queue->kick) < 0) {
@@ -62,11 +61,17 @@ static void control_start(void *opaque)
         loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
     /* Whoever served this ring before may have died between publishing and interrupting. */
     if (queue->call_fd >= 0 && virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0))
-        while (write(queue->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
+        virtio_blk_queue_write_call(queue);
     /* Work that was there before the first kick. */
     virtio_blk_handle_queue(queue);
     control_done(queue);
+}
+
+static bool is_pipe(int fd)
+{
+    struct stat st;
+
+    return fd >= 0 && fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode);
 }
 
 static int queue_allocate(struct virtio_blk_queue *queue, unsigned size, bool packed, bool in_order)
@@ -113,7 +118,6 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
                                          .last_avail_idx = setup->last_avail_idx,
                                          .last_used_idx = setup->last_used_idx,
                                          .indexes_follow = setup->inflight};
-    struct stat st;
     const char *why;
 
     if (queue->state != QUEUE_STOPPED)
@@ -174,9 +178,10 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->shown = queue->woken = false;
     queue->memory_broken = setup->memory_broken;
     queue->kick.fd = setup->kick_fd;
-    queue->kick_is_pipe = setup->kick_fd >= 0 && fstat(setup->kick_fd, &st) == 0 && S_ISFIFO(st.st_mode);
+    queue->kick_is_pipe = is_pipe(setup->kick_fd);
     queue->kick.edge = !queue->kick_is_pipe;
     queue->call_fd = setup->call_fd;
+    queue->call_is_pipe = is_pipe(setup->call_fd);
     queue->repoll_ns = setup->no_kicks ? REPOLL_MIN_NS : 0;
     control_call(queue, control_start);
     return 0;
@@ -268,6 +273,7 @@ static void control_set_call(void *opaque)
     struct virtio_blk_queue *queue = opaque;
 
     queue->call_fd = queue->control.call_fd;
+    queue->call_is_pipe = is_pipe(queue->call_fd);
     control_done(queue);
 }
 

@@ -43,6 +43,7 @@ void connection_destroy(struct vhost_user_connection *c)
 
 void connection_cancel(struct vhost_user_connection *c)
 {
+    rings_let_go(c); /* a message's handler may wait for one of their loops */
     channel_cancel(&c->channel);
 }
 
@@ -88,10 +89,7 @@ void connection_ring_broken(struct vhost_user_connection *c, unsigned index)
 {
     c->rings[index].broken = true;
     c->status |= VIRTIO_STATUS_DEVICE_NEEDS_RESET;
-    uint64_t one = 1;
-    if (c->rings[index].err_fd >= 0 && write(c->rings[index].err_fd, &one, sizeof one) < 0) {
-        /* Nobody to tell: the front end gave a descriptor that takes nothing. */
-    }
+    event_fd_tell(c->rings[index].err_fd);
     if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE))
         connection_cancel(c);
     else

@@ -116,6 +116,10 @@ bool rings_run(const struct vhost_user_connection *connection); /* any of them? 
 void coroutine_fn rings_reset(struct vhost_user_connection *connection);
 /* At the connection's end. */
 void coroutine_fn rings_stop(struct vhost_user_connection *connection);
+/* No ring's loop is held up by what the front end did to a call descriptor. */
+void rings_let_go(struct vhost_user_connection *connection);
+/* Writes to an eventfd or pipe of the front end's, and never waits for it. -1 is fine. */
+void event_fd_tell(int fd);
 void rings_close_fds(struct vhost_user_connection *connection);
 
 /* The table of messages (message_table.c) */

@@ -36,12 +36,18 @@ static uint64_t last_of(uint64_t iova, uint64_t size)
     return size - 1 > UINT64_MAX - iova ? UINT64_MAX : iova + (size - 1);
 }
 
-/* What was asked about [FIRST, LAST] is answered, or no question any more. */
-static void iotlb_answered(struct vhost_user_connection *c, uint64_t first, uint64_t last)
+/* What was asked about [FIRST, LAST] is answered by the table, or (TAKEN_BACK) no question any more. An
+ * answer that does not help, say one for reading where the ring has to write, leaves it asked: asking again
+ * would get the same answer, again and again. */
+static void iotlb_answered(struct vhost_user_connection *c, uint64_t first, uint64_t last, bool taken_back)
 {
     for (unsigned i = 0; i < c->options->num_queues; i++) {
         struct vring *r = &c->rings[i];
-        if (r->miss_iova >= first && r->miss_iova <= last)
+        uint64_t missing;
+        if (r->miss_iova < first || r->miss_iova > last)
+            continue;
+        if (taken_back || !guest_memory_missing(c->iotlb, (guest_addr){r->miss_iova}, 1,
+                                                r->miss_permissions & VHOST_USER_IOTLB_WRITE, &missing))
             r->miss_asked = r->miss_pending = false;
     }
 }
@@ -51,7 +57,7 @@ void iotlb_forget(struct vhost_user_connection *c)
     if (!c->iotlb)
         return;
     c->iotlb->count = 0;
-    iotlb_answered(c, 0, UINT64_MAX);
+    iotlb_answered(c, 0, UINT64_MAX, true);
 }
 
 void *iotlb_ring_part(const struct vhost_user_connection *c, uint64_t iova, uint64_t bytes, bool writable,
@@ -154,7 +160,6 @@ int coroutine_fn handle_iotlb_msg(struct vhost_user_connection *c, struct vhost_
         return error_set(err, -EBADMSG, "IOTLB_MSG came without ACCESS_PLATFORM being negotiated");
     if (iotlb->type != VHOST_USER_IOTLB_UPDATE && iotlb->type != VHOST_USER_IOTLB_INVALIDATE)
         return error_set(err, -EBADMSG, "IOTLB_MSG of type %u, neither update nor invalidation", iotlb->type);
-    iotlb_answered(c, iotlb->iova, last_of(iotlb->iova, iotlb->size));
     if (iotlb->type == VHOST_USER_IOTLB_UPDATE) {
         rings_pause(c);
         ret = iotlb_update(c, iotlb);
@@ -162,6 +167,8 @@ int coroutine_fn handle_iotlb_msg(struct vhost_user_connection *c, struct vhost_
         rings_pause(c);
         iotlb_cut(c->iotlb, iotlb->iova, last_of(iotlb->iova, iotlb->size));
     }
+    iotlb_answered(c, iotlb->iova, last_of(iotlb->iova, iotlb->size),
+                   iotlb->type == VHOST_USER_IOTLB_INVALIDATE);
     if (ret < 0)
         log_message("a translation of 0x%" PRIx64 " (0x%" PRIx64 " bytes) does not lead to guest memory",
                     iotlb->iova, iotlb->size);

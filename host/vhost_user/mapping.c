@@ -91,8 +91,8 @@ int memory_table_add(struct guest_memory *memory, const struct vhost_user_memory
     char what[80];
 
     snprintf(what, sizeof what, "memory region at guest address 0x%" PRIx64, region->guest_addr);
-    if (memory->count >= GUEST_REGIONS_MAX)
-        return error_set(err, -ENOSPC, "%s: more than %u regions", what, GUEST_REGIONS_MAX);
+    if (memory->count >= MEMORY_SLOTS_MAX)
+        return error_set(err, -ENOSPC, "%s: more than %u regions", what, MEMORY_SLOTS_MAX);
     if (region->size == 0 || __builtin_add_overflow(region->guest_addr, region->size, &end) ||
         __builtin_add_overflow(region->user_addr, region->size, &end))
         return error_set(err, -EINVAL, "%s: size 0x%" PRIx64 " is 0 or goes past the last address", what,

@@ -15,6 +15,8 @@
 #include "host/device/guest_memory.h"
 #include "host/runtime/error.h"
 
+#define MEMORY_SLOTS_MAX 512u /* regions of a front end's memory table */
+
 struct shared_mapping {
     void *base; /* what was mapped: whole pages; NULL: nothing is */
     size_t base_bytes;

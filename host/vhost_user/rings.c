@@ -43,12 +43,37 @@ static void ring_was_at(struct vhost_user_connection *c, struct vring *r, uint16
     r->runs = false;
 }
 
+/* Descriptors that write to somebody else's file share its flags: the peer can make a call descriptor wait
+ * again, fill it, and the ring's loop sleeps in its interrupt. Before that loop is asked for anything it is
+ * let go: an eventfd that is emptied has room (and is readable again at once). */
+static void event_fd_let_go(int fd)
+{
+    uint64_t count, one = 1;
+    int flags = fd >= 0 ? fcntl(fd, F_GETFL) : -1;
+    if (flags < 0 || flags & O_NONBLOCK)
+        return;
+    fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+    if (read(fd, &count, sizeof count) == (ssize_t)sizeof count && write(fd, &one, sizeof one) < 0) {
+        /* Full again: readable. */
+    }
+}
+
+void event_fd_tell(int fd)
+{
+    uint64_t one = 1;
+    int flags = fd >= 0 ? fcntl(fd, F_GETFL) : -1;
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || write(fd, &one, sizeof one) < 0) {
+        /* Full, so it is readable already; or it takes nothing, which is the front end's choice. */
+    }
+}
+
 void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
 {
     struct vring *r = &c->rings[index];
     uint16_t avail = 0, used = 0;
     if (!r->runs)
         return;
+    event_fd_let_go(r->call_fd);
     virtio_blk_co_queue_pause(c->options->device, index, &avail, &used);
     ring_was_at(c, r, avail, used);
 }
@@ -73,6 +98,7 @@ static void coroutine_fn ring_stop(struct vhost_user_connection *c, unsigned ind
     struct vring *r = &c->rings[index];
     uint16_t avail = 0, used = 0;
     if (r->runs) {
+        event_fd_let_go(r->call_fd);
         virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
         ring_was_at(c, r, avail, used);
     }
@@ -279,6 +305,12 @@ void coroutine_fn rings_stop(struct vhost_user_connection *c)
     rings_hand_on(c);
 }
 
+void rings_let_go(struct vhost_user_connection *c)
+{
+    for (unsigned i = 0; i < c->options->num_queues; i++)
+        event_fd_let_go(c->rings[i].call_fd);
+}
+
 void rings_close_fds(struct vhost_user_connection *c)
 {
     for (unsigned i = 0; i < VIRTIO_BLK_QUEUES_MAX; i++) {
@@ -384,13 +416,11 @@ int coroutine_fn handle_set_vring_call(struct vhost_user_connection *c, struct v
     if (ret < 0)
         return ret;
     if (r->runs) {
+        event_fd_let_go(r->call_fd);
         virtio_blk_co_queue_set_call(c->options->device, index, fd);
         /* What completed while there was no descriptor would never be told: one interrupt too many is
          * allowed. */
-        uint64_t one = 1;
-        if (fd >= 0 && write(fd, &one, sizeof one) < 0) {
-            /* full, so it is readable already; or takes nothing, which is the front end's choice */
-        }
+        event_fd_tell(fd);
     }
     fd_replace(&r->call_fd, fd);
     return 0;

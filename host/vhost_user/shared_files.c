@@ -69,18 +69,20 @@ int coroutine_fn handle_set_mem_table(struct vhost_user_connection *c, struct vh
 int coroutine_fn handle_get_max_mem_slots(struct vhost_user_connection *c, struct vhost_user_message *m,
                                           struct vhost_user_message *reply, struct error *err)
 {
-    reply->payload.u64 = GUEST_REGIONS_MAX;
+    reply->payload.u64 = MEMORY_SLOTS_MAX;
     reply->header.size = sizeof reply->payload.u64;
     return 0;
 }
 
 static struct guest_memory *memory_copy(const struct vhost_user_connection *c, struct error *err)
 {
-    struct guest_memory *table = malloc(sizeof *table);
-    if (table)
-        *table = *c->memory;
-    else
+    struct guest_memory *table = calloc(1, sizeof *table);
+    if (!table) {
         error_set(err, -ENOMEM, "no memory for a table of guest memory");
+        return NULL;
+    }
+    table->count = c->memory->count;
+    memcpy(table->regions, c->memory->regions, table->count * sizeof table->regions[0]);
     return table;
 }
 

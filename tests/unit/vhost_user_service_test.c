@@ -42,6 +42,55 @@ static void without_descriptors_the_loop_rests_and_the_front_end_is_served_later
     assert_int_equal(log_lines(), 0);
 }
 
+/* ---- call descriptors that the front end fills and makes wait ---- */
+
+static void fill_up(int fd, bool pipe)
+{
+    static const char zeroes[4096];
+    uint64_t most = UINT64_MAX - 1;
+    assert_int_not_equal(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK), -1);
+    if (!pipe)
+        assert_int_equal(write(fd, &most, sizeof most), sizeof most);
+    else
+        while (write(fd, zeroes, sizeof zeroes) > 0)
+            ;
+    assert_int_not_equal(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), -1);
+}
+
+static void a_call_descriptor_that_waits_for_room_holds_up_nobody(void **state)
+{
+    for (unsigned round = 0; round < 4; round++) {
+        struct client_guest g;
+        bool pipe = round & 1;
+        int ends[2] = {-1, -1};
+        int fd = front_end_running(&g);
+        read_works(&g);
+        if (pipe)
+            assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+        else
+            ends[1] = eventfd(0, EFD_CLOEXEC);
+        client_send_event(fd, VHOST_USER_SET_VRING_CALL, 0, ends[1]);
+        assert_true(client_sync(fd));
+        uint64_t count;
+        if (!pipe)
+            assert_int_equal(read(ends[1], &count, sizeof count), sizeof count);
+        fill_up(ends[1], pipe);
+        guest_submit_read(&g, 0, 2);
+        guest_kick(&g);
+        assert_true(guest_wait_used(&g, 0, 2, 5000));
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* the interrupt comes after the index */
+        if (round & 2)
+            assert_int_equal(get_vring_base(fd, 0), 2);
+        close(fd);
+        server_is_well();
+        for (unsigned i = 0; i < 2; i++)
+            if (ends[i] >= 0)
+                close(ends[i]);
+        guest_close(&g);
+    }
+    log_lines();
+}
+
 /* ---- requests that the error policy has parked ---- */
 
 static struct loop_bh resume = {0};
@@ -205,6 +254,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_descriptors_the_loop_rests_and_the_front_end_is_served_later),
+        cmocka_unit_test(a_call_descriptor_that_waits_for_room_holds_up_nobody),
         cmocka_unit_test(requests_stay_parked_over_a_pause_without_an_inflight_region),
         cmocka_unit_test(a_request_that_fails_in_the_middle_of_a_pause_is_tried_again),
         cmocka_unit_test(a_ring_that_stops_fails_what_is_parked),

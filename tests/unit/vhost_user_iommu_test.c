@@ -1,0 +1,201 @@
+/*
+ * The vhost-user server behind an IOMMU (ACCESS_PLATFORM): translations are asked for on the back end's
+ * channel, given, and taken back (vhost-user, "IOMMU support").
+ */
+#include "tests/unit/vhost_user_rig.h"
+
+/* Memory lies at guest address 0 and I/O virtual address GUEST_PHYSICAL. */
+static int64_t translate(int fd, const struct client_guest *g, uint32_t type, uint64_t iova, uint64_t size,
+                         uint8_t permissions)
+{
+    struct client_message reply;
+    struct vhost_user_iotlb iotlb = {.iova = iova,
+                                     .size = size,
+                                     .user_addr = guest_user(g, 0) + (iova - GUEST_PHYSICAL),
+                                     .permissions = permissions,
+                                     .type = type};
+    client_send(fd, VHOST_USER_IOTLB_MSG, &iotlb, sizeof iotlb, NULL, 0);
+    if (client_receive(fd, &reply) != 1 || reply.header.request != VHOST_USER_IOTLB_MSG)
+        return -1;
+    return (int64_t)reply.payload.u64;
+}
+
+/* Answers questions, a page each, until used->idx is IDX; returns how many there were. */
+static unsigned answer_until_used(int fd, int channel, struct client_guest *g, uint16_t idx)
+{
+    unsigned answered = 0;
+    for (int i = 0; i < 5000 && !guest_wait_used(g, 0, idx, 0); i++) {
+        struct pollfd p = {.fd = channel, .events = POLLIN};
+        struct client_message miss;
+        if (poll(&p, 1, 1) <= 0)
+            continue;
+        assert_int_equal(client_receive(channel, &miss), 1);
+        assert_int_equal(miss.header.request, VHOST_USER_BACKEND_IOTLB_MSG);
+        assert_int_equal(miss.header.size, sizeof(struct vhost_user_iotlb));
+        assert_int_equal(miss.payload.iotlb.type, VHOST_USER_IOTLB_MISS);
+        assert_true(miss.payload.iotlb.iova >= GUEST_PHYSICAL &&
+                    miss.payload.iotlb.iova < GUEST_PHYSICAL + GUEST_BYTES);
+        assert_int_equal(translate(fd, g, VHOST_USER_IOTLB_UPDATE, miss.payload.iotlb.iova & ~4095ull, 4096,
+                                   miss.payload.iotlb.permissions),
+                         0);
+        answered++;
+    }
+    assert_true(guest_wait_used(g, 0, idx, 0));
+    return answered;
+}
+
+/* A connection with a ring behind an IOMMU; *CHANNEL is for the device's questions. */
+static int front_end_translated(struct client_guest *g, int *channel)
+{
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    int fd = front_end();
+    guest_open(g);
+    client_send_u64(fd, VHOST_USER_SET_FEATURES,
+                    FEATURES_USED | VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+                        VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES));
+    assert_int_equal(client_acked(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[0], 1), 0);
+    close(pair[0]);
+    *channel = pair[1];
+    struct vhost_user_memory memory = {.num_regions = 1, .regions = {guest_region_of(g)}};
+    memory.regions[0].guest_addr = 0;
+    client_send(fd, VHOST_USER_SET_MEM_TABLE, &memory, 8 + sizeof memory.regions[0], &g->fd, 1);
+    guest_send_ring(g, fd, 0, 0);
+    struct vhost_user_vring_addr addr = guest_ring_addr(g, 0);
+    addr.desc_user_addr += GUEST_PHYSICAL - guest_user(g, 0);
+    addr.avail_user_addr += GUEST_PHYSICAL - guest_user(g, 0);
+    addr.used_user_addr += GUEST_PHYSICAL - guest_user(g, 0);
+    client_send(fd, VHOST_USER_SET_VRING_ADDR, &addr, sizeof addr, NULL, 0);
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g->kick);
+    client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+    return fd;
+}
+
+static void translations_are_asked_for_given_and_taken_back(void **state)
+{
+    struct client_guest g;
+    int channel;
+    int fd = front_end_translated(&g, &channel);
+    struct vhost_user_memory memory = {.num_regions = 1, .regions = {guest_region_of(&g)}};
+    memory.regions[0].guest_addr = 0;
+    guest_submit_read(&g, 0, 0);
+    /* The ring's three parts, and the request's page for reading, then for writing. */
+    assert_int_equal(answer_until_used(fd, channel, &g, 1), 5);
+    assert_int_equal(guest_status(&g, 0), VIRTIO_BLK_S_OK);
+    /* Known now: nothing is asked. */
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 2), 0);
+    /* One page taken back, then one that may only be read, then all of it. */
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_INVALIDATE, GUEST_PHYSICAL + GUEST_DATA, 4096, 0), 0);
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 3), 2);
+    assert_int_equal(
+        translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_DATA, 8192, VHOST_USER_IOTLB_READ),
+        0);
+    guest_submit_read(&g, 0, 1);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 4), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_INVALIDATE, 0, 0, 0), 0); /* all 2^64 */
+    guest_submit_read(&g, 0, 2);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 5), 5);
+    for (unsigned slot = 0; slot < 3; slot++)
+        assert_int_equal(guest_status(&g, slot), VIRTIO_BLK_S_OK);
+    /* Nonsense is refused, and the connection goes on. */
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_BYTES, 4096, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL, 0, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, ~0ull - 100, 4096, 3), 1);
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL, 4096, 0), 1);
+    guest_submit_read(&g, 0, 2);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 6), 0);
+    /* Other memory: nothing is known any more. */
+    client_send(fd, VHOST_USER_SET_MEM_TABLE, &memory, 8 + sizeof memory.regions[0], &g.fd, 1);
+    assert_true(client_sync(fd));
+    guest_submit_read(&g, 0, 3);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 7), 5);
+    assert_int_equal(get_vring_base(fd, 0), 7);
+    log_lines();
+    assert_int_equal(translate(fd, &g, 7, GUEST_PHYSICAL, 4096, 3), -1);
+    close(fd);
+    close(channel);
+    guest_close(&g);
+    assert_int_equal(log_lines(), 1);
+    server_is_well();
+}
+
+/* An answer that does not help is no reason to ask the same again: both ends would do nothing else. */
+static void a_translation_that_is_not_good_enough_is_not_asked_for_again(void **state)
+{
+    struct client_guest g;
+    int channel;
+    int fd = front_end_translated(&g, &channel);
+    guest_submit_read(&g, 0, 0);
+    assert_int_equal(answer_until_used(fd, channel, &g, 1), 5);
+    assert_int_equal(
+        translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_DATA, 8192, VHOST_USER_IOTLB_READ),
+        0);
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    struct client_message miss;
+    assert_int_equal(client_receive(channel, &miss), 1);
+    assert_int_equal(miss.payload.iotlb.permissions, VHOST_USER_IOTLB_READ | VHOST_USER_IOTLB_WRITE);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, GUEST_PHYSICAL + GUEST_DATA, 4096,
+                                   VHOST_USER_IOTLB_READ),
+                         0);
+    struct pollfd p = {.fd = channel, .events = POLLIN};
+    assert_int_equal(poll(&p, 1, 50), 0);
+    assert_true(guest_wait_used(&g, 0, 1, 0));
+    /* Taken back and given for writing: it goes on. */
+    assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_INVALIDATE, GUEST_PHYSICAL + GUEST_DATA, 4096, 0), 0);
+    assert_true(answer_until_used(fd, channel, &g, 2) >= 1);
+    assert_int_equal(guest_status(&g, 0), VIRTIO_BLK_S_OK);
+    close(fd);
+    close(channel);
+    guest_close(&g);
+    server_is_well();
+}
+
+/* As many pages as the requests of a few queues can need are known at once. */
+static void thousands_of_translations_are_kept(void **state)
+{
+    struct client_guest g;
+    int channel;
+    int fd = front_end_translated(&g, &channel);
+    guest_submit_read(&g, 0, 0);
+    assert_int_equal(answer_until_used(fd, channel, &g, 1), 5);
+    for (unsigned i = 0; i < 4000; i++) {
+        /* Every other page of addresses: no two can be joined. */
+        struct client_message reply;
+        struct vhost_user_iotlb iotlb = {.iova = (2ull * i + 1) << 40,
+                                         .size = 4096,
+                                         .user_addr = guest_user(&g, 0),
+                                         .permissions = 3,
+                                         .type = VHOST_USER_IOTLB_UPDATE};
+        client_send(fd, VHOST_USER_IOTLB_MSG, &iotlb, sizeof iotlb, NULL, 0);
+        assert_int_equal(client_receive(fd, &reply), 1);
+        assert_int_equal(reply.payload.u64, 0);
+    }
+    guest_submit_read(&g, 0, 0);
+    guest_kick(&g);
+    assert_int_equal(answer_until_used(fd, channel, &g, 2), 0);
+    close(fd);
+    close(channel);
+    guest_close(&g);
+    server_is_well();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(translations_are_asked_for_given_and_taken_back),
+        cmocka_unit_test(a_translation_that_is_not_good_enough_is_not_asked_for_again),
+        cmocka_unit_test(thousands_of_translations_are_kept),
+    };
+    return cmocka_run_group_tests_name("vhost-user server, translated addresses", tests, rig_setup,
+                                       rig_teardown);
+}
