@@ -446,7 +446,7 @@ bool vblk_part_end(struct queue *q, unsigned index, uint32_t used_len, int resul
     request->driver.parts--;
     if (result < 0) {
         q->stats.errors++;
-        if (!request->driver.result)
+        if (!request->driver.result || held) /* that memory is not the caller's again outweighs all else */
             request->driver.result = result;
         if (request->driver.remaining) {
             /* the rest of it is not begun: only the first one that waits can be in that state */

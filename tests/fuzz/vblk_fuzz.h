@@ -36,6 +36,7 @@ struct fuzz {
     uint16_t used[FUZZ_QUEUES];
     bool wrap[FUZZ_QUEUES];
     int shares;
+    bool held; /* a request said that its buffers are the device's for ever */
     struct vblk *disk;
     struct fuzz_request {
         struct vblk_request request;
@@ -270,6 +271,8 @@ static void fuzz_complete(struct vblk_request *request, int result)
     if (!r->busy)
         abort();
     r->busy = false;
+    if (result == -VBLK_ENOTRECOVERABLE)
+        fuzz.held = true;
 }
 
 static void fuzz_submit(unsigned queue)
@@ -425,8 +428,8 @@ static int fuzz_one(const uint8_t *data, size_t size, bool packed)
             case 11: /* what waits must end, too */
                 if (roll & 0x40)
                     (void)vblk_set_write_cache(fuzz.disk, roll & 1);
-                else
-                    (void)vblk_read(fuzz.disk, queue, roll, buf, sizeof(buf));
+                else if (vblk_read(fuzz.disk, queue, roll, buf, sizeof(buf)) == -VBLK_ENOTRECOVERABLE)
+                    fuzz.held = true;
                 break;
             case 12:
                 fuzz_look(queue);
@@ -438,7 +441,10 @@ static int fuzz_one(const uint8_t *data, size_t size, bool packed)
             if (fuzz.requests[i].busy)
                 abort();
     }
-    if (fuzz.shares != 0)
+    /* only MMIO has no way to cut a device off that will not be reset */
+    if (fuzz.held && (!transport || transport->ops->cut_off))
+        abort();
+    if (fuzz.shares != 0 && !fuzz.held)
         abort();
     for (unsigned i = 0; i < FUZZ_QUEUES; i++)
         free(fuzz.shared[i]);

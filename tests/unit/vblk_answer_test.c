@@ -411,6 +411,48 @@ static void a_part_can_be_lost_before_its_request_is_done(void **state)
     fake_stop(fake);
 }
 
+/* ---- what never comes back ---- */
+
+static bool fail_the_first(struct fake *fake, struct fake_chain *chain)
+{
+    if (chain->sector != 0)
+        return keep(fake, chain);
+    fake_execute(fake, chain);
+    *chain->status = VIRTIO_BLK_S_IOERR;
+    fake_use(fake, chain, chain->used_len);
+    fake_chain_free(chain);
+    return false;
+}
+
+/* H6: one part of a read failed, the other is with a device that will not be reset and can't be cut off: that
+ * its memory is not the caller's again is what the caller must hear, not the first error */
+static void memory_that_is_lost_outweighs_an_error(void **state)
+{
+    for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++) {
+        struct fake *fake = fake_new(F(BLK_F_SIZE_MAX) | F(BLK_F_SEG_MAX) | fake_layout(layout), 4096);
+        static uint8_t buf[1024];
+        struct fake_request r = {0};
+
+        fake->config.size_max = le32_put(512);
+        fake->config.seg_max = le32_put(1);
+        fake->ops.cut_off = NULL;
+        assert_int_equal(fake_start(fake, NULL), 0);
+        fake->on_chain = fail_the_first;
+        assert_int_equal(fake_submit(fake, 0, &r, VBLK_READ, 0, buf, 1024), 0);
+        vblk_kick(fake->vblk, 0);
+        vblk_poll(fake->vblk, 0);
+        assert_false(r.done);
+        fake->stuck_status = true;
+        fake_finish(fake, 0, &r);
+        assert_int_equal(r.result, -VBLK_ENOTRECOVERABLE);
+        assert_int_equal(fake->shares_live, 1);
+        forget(fake);
+        vblk_stop(fake->vblk);
+        fake->vblk = NULL;
+        fake_stop_unchecked(fake);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -426,6 +468,7 @@ int main(void)
         cmocka_unit_test(a_failed_flush_is_no_report),
         cmocka_unit_test(a_flush_covers_what_was_complete_before_it),
         cmocka_unit_test(a_part_can_be_lost_before_its_request_is_done),
+        cmocka_unit_test(memory_that_is_lost_outweighs_an_error),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
