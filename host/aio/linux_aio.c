@@ -182,11 +182,12 @@ static void laio_complete_mapped(struct laio *laio)
     laio_wake(laio, &completed);
 }
 
+/* What is complete when this begins, at least: what comes meanwhile is signalled anew. */
 static void laio_complete_by_call(struct laio *laio)
 {
     struct io_event events[LAIO_BATCH];
     struct timespec zero = {0, 0};
-    int n;
+    int n, left = (int)laio->in_flight;
 
     do {
         struct aio_completed completed = {NULL, &completed.first};
@@ -197,8 +198,9 @@ static void laio_complete_by_call(struct laio *laio)
             aio_completed_add(&completed, events[i].data, (int64_t)(long)events[i].res);
             laio->in_flight--;
         }
+        left -= n > 0 ? n : 0;
         laio_wake(laio, &completed);
-    } while (n == LAIO_BATCH || n == -EINTR);
+    } while ((n == LAIO_BATCH && left > 0) || n == -EINTR);
 }
 
 static void laio_complete(void *opaque)

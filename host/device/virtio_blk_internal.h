@@ -201,9 +201,9 @@ void virtio_blk_queue_init(struct virtio_blk *device, unsigned index);
 /* Step 3: takes what is there, and submits it. */
 void virtio_blk_handle_queue(struct virtio_blk_queue *queue);
 /* Interrupts the driver, if it wants that for what was published since the last time. */
+void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue);
 /* Writes to the call descriptor, which there is. */
 void virtio_blk_queue_write_call(const struct virtio_blk_queue *queue);
-void virtio_blk_queue_interrupt(struct virtio_blk_queue *queue);
 /* The ring can't be understood any more: nothing is fetched until it is set up again (2.1.2). */
 void virtio_blk_queue_break(struct virtio_blk_queue *queue, const char *why);
 /* Puts a finished request's buffer back with LEN bytes written, and lets go of the request. */

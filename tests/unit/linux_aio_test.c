@@ -82,6 +82,66 @@ static void synchronous_completions_neither_recurse_nor_starve_timers(void **sta
     unlink(path);
 }
 
+/* As many at a time as one io_getevents takes. */
+static void short_chain(void *arg)
+{
+    struct many *m = arg;
+
+    for (unsigned i = 0; i < 200; i++) {
+        struct iovec iov = {m->buffer, 4096};
+
+        if (m->file->ops->co_preadv(m->file, &iov, 1, 0, 4096) < 0)
+            m->failed++;
+    }
+    m->ended++;
+}
+
+static struct loop_bh other_work;
+static struct many *worked_beside;
+static unsigned ended_before_other_work;
+
+static void other_work_is_done(void *opaque)
+{
+    ended_before_other_work = worked_beside->ended;
+}
+
+static int getevents_beside_other_work(io_context_t context, long min, long max, struct io_event *events,
+                                       struct timespec *timeout)
+{
+    if (!other_work.loop) {
+        other_work = (struct loop_bh){.fn = other_work_is_done, .loop = loop};
+        loop_bh_schedule(&other_work);
+    }
+    return kernel.getevents(context, min, max, events, timeout);
+}
+
+static void nor_do_they_where_the_ring_is_not_mapped(void **state)
+{
+    struct many m = {0};
+
+    if (laio_probe() < 0)
+        skip();
+    fresh_loop();
+    laio_kernel.mapped_ring = false;
+    laio_kernel.getevents = getevents_beside_other_work;
+    make_file(directories[1], 4096);
+    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
+    if (!m.file)
+        skip();
+    m.buffer = buffer_of(4096);
+    worked_beside = &m;
+    for (unsigned i = 0; i < 128; i++)
+        co_enter(co_create(short_chain, &m));
+    while (m.ended < 128)
+        loop_turn(loop, true);
+    assert_int_equal(m.failed, 0);
+    assert_int_equal(ended_before_other_work, 0);
+    fresh_loop();
+    host_file_close(m.file);
+    free(m.buffer);
+    unlink(path);
+}
+
 static int submit_calls, submit_refuse, submit_error, submit_at_most;
 
 static int submit_with_faults(io_context_t context, long n, struct iocb **iocbs)
@@ -365,6 +425,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_turn_is_two_system_calls_and_completions_are_none),
         cmocka_unit_test(synchronous_completions_neither_recurse_nor_starve_timers),
+        cmocka_unit_test(nor_do_they_where_the_ring_is_not_mapped),
         cmocka_unit_test(eagain_with_nothing_in_flight_is_tried_again),
         cmocka_unit_test(a_partial_submit_is_continued),
         cmocka_unit_test(an_error_of_submit_fails_the_first_request_only),
