@@ -266,6 +266,8 @@ int host_file_open(const char *path, unsigned flags, enum aio_kind aio, struct h
 
     if (opener)
         return opener(path, flags, aio, file, err);
+    if (path[0] == '\0')
+        return error_set(err, -ENOENT, "the name of a file is empty");
     if (flags & HOST_FILE_CREATE)
         mode |= O_CREAT;
     /* Looked at before it is opened: opening a device may do something to it. */

@@ -101,6 +101,7 @@ ok "what was refused leaves no file behind" rmdir "$tmp/survive"
 ok "a limit that is none, named once" says 2 "ringside-blk: --throttle=iops=x: 'x' is not a rate" --throttle=iops=x --socket-path="$sock" "$image"
 ok "an image that is none begins with its name" says 1 "ringside-blk: $tmp/short.qcow2: " --socket-path="$sock" "$tmp/short.qcow2"
 ok "a CPU that there is not" says 1 "CPU 1023 cannot be had" --iothread-cpus=1023 --socket-path="$sock" "$image"
+ok "an image without a name" says 1 "the name of a file is empty" --socket-path="$sock" ""
 ok "a trace file that can't be made" says 1 "$tmp/none/trace" --socket-path="$sock" --trace="$tmp/none/trace" "$image"
 
 # Where the kernel, or a container around us, takes no filter of system calls
