@@ -64,7 +64,7 @@ static void backend_push(struct vhost_user_connection *c)
 {
     if (c->backend_fd < 0 || c->backend_waiting)
         return;
-    if (c->config_change_pending) {
+    if (c->config_change_pending && !connection_suspended(c)) {
         if (!backend_send(c, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, NULL, 0))
             return;
         c->config_change_pending = false;
@@ -94,6 +94,11 @@ void connection_send_config_change(struct vhost_user_connection *c)
     if (c->backend_fd < 0 || !(c->protocol_features & NEEDS(VHOST_USER_PROTOCOL_F_CONFIG)))
         return;
     c->config_change_pending = true;
+    backend_push(c);
+}
+
+void connection_send_held_back(struct vhost_user_connection *c)
+{
     backend_push(c);
 }
 

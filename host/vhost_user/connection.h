@@ -24,7 +24,9 @@
 #include "host/vhost_user/server.h"
 
 /* What the server adds to the device's own feature bits, and what it can't carry */
-#define SERVER_FEATURES     (VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VIRTIO_BIT(VHOST_F_LOG_ALL))
+/* (A kick is a write to an eventfd, and carries no data.) */
+#define SERVER_FEATURES \
+    (VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VIRTIO_BIT(VHOST_F_LOG_ALL) | VIRTIO_BIT(VIRTIO_F_SUSPEND))
 #define SERVER_FEATURES_OFF VIRTIO_BIT(VIRTIO_F_NOTIFICATION_DATA)
 
 struct vring {
@@ -56,6 +58,8 @@ struct vhost_user_connection {
     bool features_set;
     bool taken; /* co_take was called, and co_hand_on not since */
     uint8_t status;
+    struct virtio_blk_config
+        suspended_config;   /* as it was then; meanwhile it does not change (virtio 3.4.2) */
     uint32_t memory_broken; /* set by sigbus_guard: a mapped file was cut short */
 
     struct guest_memory *memory;
@@ -83,8 +87,13 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *connection,
 void connection_destroy(struct vhost_user_connection *connection);
 void connection_cancel(struct vhost_user_connection *connection);
 
+/* features.c. No ring runs, nothing is told to the driver (virtio 3.4). */
+bool connection_suspended(const struct vhost_user_connection *connection);
+
 /* backend_channel.c: "the configuration has changed", to the front end. Control loop. */
 void connection_send_config_change(struct vhost_user_connection *connection);
+/* What was held back while the device was suspended. */
+void connection_send_held_back(struct vhost_user_connection *connection);
 /* "Where is IOVA?", for ring INDEX. Control loop. */
 void connection_send_iotlb_miss(struct vhost_user_connection *connection, unsigned index, uint64_t iova,
                                 bool writable);

@@ -127,6 +127,9 @@ int coroutine_fn handle_get_config(struct vhost_user_connection *c, struct vhost
     config->size = size;
     config->flags = asked->flags;
     virtio_blk_config_read(c->options->device, offset, config->region, size);
+    if (connection_suspended(c))
+        for (uint32_t i = 0; i < size && offset + i < sizeof c->suspended_config; i++)
+            config->region[i] = ((const uint8_t *)&c->suspended_config)[offset + i];
     reply->header.size = VHOST_USER_CONFIG_HEADER_BYTES + size;
     return 0;
 }
@@ -145,6 +148,8 @@ int coroutine_fn handle_set_config(struct vhost_user_connection *c, struct vhost
     /* At the end of a migration the source's fields are ours already, or none of the front end's business. */
     if (config->flags & CONFIG_FLAG_MIGRATION)
         return 0;
+    if (connection_suspended(c))
+        return 0; /* ignored (virtio 3.4.2) */
     if (virtio_blk_config_write(c->options->device, config->offset, config->region, config->size) < 0) {
         log_message("the front end writes %u bytes of configuration at %u, which can't be written",
                     config->size, config->offset);
@@ -181,6 +186,35 @@ int coroutine_fn handle_reset_device(struct vhost_user_connection *c, struct vho
     return 0;
 }
 
+bool connection_suspended(const struct vhost_user_connection *c)
+{
+    return c->status & VIRTIO_STATUS_SUSPEND;
+}
+
+/* 3.4.2: it is us who clear DRIVER_OK when all is at rest, and SUSPEND when all goes on. SUSPEND is ignored
+ * where it was not negotiated, or the driver is not done with its set-up. */
+static int coroutine_fn status_write(struct vhost_user_connection *c, uint8_t status, struct error *err)
+{
+    bool was = connection_suspended(c), live = c->status & VIRTIO_STATUS_DRIVER_OK;
+
+    status |= c->status & VIRTIO_STATUS_DEVICE_NEEDS_RESET;
+    if (was && (status & VIRTIO_STATUS_DRIVER_OK)) {
+        c->status = status & (uint8_t)~VIRTIO_STATUS_SUSPEND;
+        connection_send_held_back(c);
+        return rings_update(c, err);
+    }
+    if (was) {
+        c->status = status | VIRTIO_STATUS_SUSPEND;
+    } else if ((status & VIRTIO_STATUS_SUSPEND) && live && (c->features & VIRTIO_BIT(VIRTIO_F_SUSPEND))) {
+        rings_pause(c);
+        virtio_blk_config_read(c->options->device, 0, &c->suspended_config, sizeof c->suspended_config);
+        c->status = status & (uint8_t)~VIRTIO_STATUS_DRIVER_OK;
+    } else {
+        c->status = status & (uint8_t)~VIRTIO_STATUS_SUSPEND;
+    }
+    return 0;
+}
+
 int coroutine_fn handle_set_status(struct vhost_user_connection *c, struct vhost_user_message *m,
                                    struct vhost_user_message *reply, struct error *err)
 {
@@ -188,10 +222,9 @@ int coroutine_fn handle_set_status(struct vhost_user_connection *c, struct vhost
     if (status > UINT8_MAX)
         return error_set(err, -EINVAL, "SET_STATUS with 0x%" PRIx64 ", more than the 8 bits of a status",
                          status);
-    if (status == 0)
-        device_reset(c); /* virtio 2.4.1 */
-    else
-        c->status = (uint8_t)status | (c->status & VIRTIO_STATUS_DEVICE_NEEDS_RESET);
+    if (status != 0)
+        return status_write(c, (uint8_t)status, err);
+    device_reset(c); /* virtio 2.4.1 */
     return 0;
 }
 

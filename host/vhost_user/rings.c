@@ -20,7 +20,8 @@ static bool ring_packed(const struct vhost_user_connection *c)
 
 static bool ring_wanted(const struct vhost_user_connection *c, const struct vring *r)
 {
-    return c->features_set && r->started && r->enabled && r->has_addr && r->size > 0 && !r->broken;
+    return c->features_set && !connection_suspended(c) && r->started && r->enabled && r->has_addr &&
+           r->size > 0 && !r->broken;
 }
 
 bool rings_run(const struct vhost_user_connection *c)

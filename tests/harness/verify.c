@@ -59,6 +59,27 @@ static void fill_up(struct worker *worker)
     vblk_kick(v->rig->disk, worker->queue);
 }
 
+/* The device stops and goes on, with requests of every queue in flight (3.4). */
+static void suspend(struct verify *v)
+{
+    int code = vblk_suspend(v->rig->disk);
+
+    if (code == -VBLK_EBUSY)
+        return; /* another queue's owner is inside the driver */
+    if (code == 0) {
+        v->suspends++;
+        do
+            code = vblk_resume(v->rig->disk);
+        while (code == -VBLK_EBUSY);
+    }
+    if (code < 0 && !v->settings->allow_errors) {
+        char text[128];
+
+        snprintf(text, sizeof(text), "suspending and resuming the device: %s", name_of_error(code));
+        verify_stop(v, NULL, text);
+    }
+}
+
 static void *worker_run(void *opaque)
 {
     struct worker *worker = opaque;
@@ -69,8 +90,12 @@ static void *worker_run(void *opaque)
         /* Now and then the queue runs empty, so that its end and its beginning are seen too. */
         if (!enough(worker) && (worker->in_flight == 0 || !chance_percent(&worker->chance, 2)))
             fill_up(worker);
-        if (worker->queue == 0)
+        if (worker->queue == 0) {
             rig_attend(v->rig);
+            if (verify_offered(v, VIRTIO_F_SUSPEND) && !v->settings->reconnect &&
+                chance_below(&worker->chance, 500) == 0)
+                suspend(v);
+        }
         if (worker->in_flight)
             rig_poll(v->rig, worker->queue);
         if (v->zones && enough(worker))
@@ -226,6 +251,8 @@ static void print_result(const struct verify *v)
             json_object_set_new(kinds, name_of_op((enum vblk_op)op), json_integer((json_int_t)ops[op]));
             all += ops[op];
         }
+    if (v->suspends)
+        json_object_set_new(kinds, "suspend", json_integer((json_int_t)v->suspends));
     if (v->range_lists)
         json_object_set_new(kinds, "range lists by hand", json_integer((json_int_t)v->range_lists));
     result =

@@ -63,6 +63,7 @@ struct verify {
     char id[VIRTIO_BLK_ID_BYTES + 1];
     uint64_t end_ns;      /* with --runtime */
     uint64_t range_lists; /* sent by hand */
+    uint64_t suspends;
 
     pthread_mutex_t lock;
     uint32_t version;

@@ -89,11 +89,13 @@ static int send_list(struct ranges *r, uint32_t type, const struct virtio_blk_ra
     struct bed_piece pieces[PIECES_MAX + 2];
     unsigned queue = r->queue, n = 1;
     bool indirect = (r->bed.accepted & VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC)) && chance_percent(&r->chance, 50);
-    uint8_t *list = (uint8_t *)header + 64, *status = (uint8_t *)header + 1000;
+    uint8_t *list, *status;
     int code;
 
     if (!header)
         return -1;
+    list = (uint8_t *)header + 64;
+    status = (uint8_t *)header + 1000;
     *header = (struct virtio_blk_req_header){le32_put(type), le32_put(0), le64_put(0)};
     memcpy(list, ranges, bytes);
     *status = 0xee;

@@ -485,6 +485,8 @@ void vtr_vhost_user_close(struct vtr_vhost_user *t)
 
 /* ---- registers, as the driver sees them ---- */
 
+#define SWAPPED (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_SUSPEND)
+
 static uint8_t op_get_status(struct vtr *vtr)
 {
     struct vtr_vhost_user *t = of(vtr);
@@ -500,6 +502,9 @@ static uint8_t op_get_status(struct vtr *vtr)
         if (!(status & VIRTIO_STATUS_FEATURES_OK))
             t->status &= (uint8_t)~VIRTIO_STATUS_FEATURES_OK;
         t->status |= status & VIRTIO_STATUS_DEVICE_NEEDS_RESET;
+        /* So is which of these two is set (3.4.2). */
+        if (t->live && (t->driver_features & VIRTIO_BIT(VIRTIO_F_SUSPEND)))
+            t->status = (uint8_t)((t->status & ~SWAPPED) | (status & SWAPPED));
     }
     /* A device that has gone reads as all ones, as an unplugged one does on a real bus. */
     result = t->gone && !t->options.reconnect && t->status ? 0xff : t->status;
@@ -543,7 +548,7 @@ static void op_set_status(struct vtr *vtr, uint8_t status)
     if ((status & VIRTIO_STATUS_FEATURES_OK) && !(before & VIRTIO_STATUS_FEATURES_OK) &&
         (t->gone || checked(t, send_features(t)) < 0))
         t->status &= (uint8_t)~VIRTIO_STATUS_FEATURES_OK;
-    if ((status & VIRTIO_STATUS_DRIVER_OK) && !(before & VIRTIO_STATUS_DRIVER_OK)) {
+    if ((status & VIRTIO_STATUS_DRIVER_OK) && !(before & VIRTIO_STATUS_DRIVER_OK) && !t->live) {
         if (!t->gone && go_live(t, false) < 0)
             t->status |= VIRTIO_STATUS_DEVICE_NEEDS_RESET;
     } else {
@@ -554,7 +559,11 @@ static void op_set_status(struct vtr *vtr, uint8_t status)
 
 static uint64_t op_get_features(struct vtr *vtr)
 {
-    return of(vtr)->device_features;
+    struct vtr_vhost_user *t = of(vtr);
+
+    /* Who has no status can't be suspended. */
+    return has_protocol(t, VHOST_USER_PROTOCOL_F_STATUS) ? t->device_features
+                                                         : t->device_features & ~VIRTIO_BIT(VIRTIO_F_SUSPEND);
 }
 
 static void op_set_features(struct vtr *vtr, uint64_t features)
