@@ -21,6 +21,7 @@
 #include "guest/platform/machine.h"
 
 const char guest_program[] = "bench";
+const char *const guest_words[] = {"rw", "bs", "qd", "requests", "runtime", "size", "client", "disk", NULL};
 
 enum rw { RW_READ, RW_WRITE, RW_RANDREAD, RW_RANDWRITE, RW_RW, RW_RANDRW, RW_FLUSH, RW_COUNT };
 static const char *const rw_names[RW_COUNT] = {"read", "write",  "randread", "randwrite",

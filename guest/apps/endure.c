@@ -17,6 +17,7 @@
 #include "guest/platform/machine.h"
 
 const char guest_program[] = "endure";
+const char *const guest_words[] = {"requests", "expect", NULL};
 
 #define IN_FLIGHT 8u
 

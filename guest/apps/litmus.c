@@ -9,6 +9,7 @@
 #include "guest/platform/machine.h"
 
 const char guest_program[] = "litmus";
+const char *const guest_words[] = {"rounds", NULL};
 
 int main(int argc, char **argv)
 {

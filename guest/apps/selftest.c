@@ -23,6 +23,7 @@
 #include "guest/platform/machine.h"
 
 const char guest_program[] = "selftest";
+const char *const guest_words[] = {"disk", "pattern", NULL};
 
 /* Eight for each of two CPUs, which is the most that a case can't do without. */
 #define LEAST_BLOCKS 16u

@@ -17,6 +17,7 @@
 #include "guest/platform/machine.h"
 
 const char guest_program[] = "shell";
+const char *const guest_words[] = {"disk", NULL};
 
 #define BUFFER_BYTES (1u << 20)
 

@@ -27,6 +27,8 @@ bench_usage() {
 ok "bench refuses what it can't do: status 2" bench_usage rw=sideways
 ok "bench refuses blocks that are none" bench_usage bs=1000
 ok "bench refuses a number that is none" bench_usage qd=many
+ok "bench refuses a word that it does not know" bench_usage "rw=write requsts=7"
+ok "and says which, and which there are" grep -q "bench: requsts=7: no such word (there are: rw bs qd requests" "$tmp/case.log"
 
 # ---- shell ----
 
