@@ -189,7 +189,7 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
         ret = error_set(err, -ENOMEM, "out of memory");
     if (ret == 0)
         ret = co_open_below(s, options, err);
-    if (ret == 0 && s->crypt_method == QCOW2_CRYPT_LUKS)
+    if (ret == 0 && s->crypt_method != QCOW2_CRYPT_NONE)
         ret = qcow2_crypto_co_open(s, options, err);
     if (ret == 0)
         ret = qcow2_bitmaps_co_open(s, err);

@@ -344,8 +344,6 @@ static int check_tables(struct qcow2 *s, const struct qcow2_header *h, const str
         RULE(backing_file_offset, backing, backing && backing < s->header_length,
              "the name lies on the header"),
         RULE_CODE(crypt_method, crypt, crypt > QCOW2_CRYPT_LUKS, -EINVAL, "unknown encryption method"),
-        RULE_CODE(crypt_method, crypt, crypt == QCOW2_CRYPT_AES && !options->check_only && !options->no_io,
-                  -ENOTSUP, "AES encryption of old is not supported (convert the image with qemu-img)"),
         RULE(size, s->size, needed > QCOW2_MAX_L1_BYTES / 8, "the disk is too large for its cluster size"),
         RULE(l1_size, l1_bytes / 8, l1_bytes > QCOW2_MAX_L1_BYTES, "the table is larger than 32 MiB"),
         RULE(l1_size, l1_bytes / 8, l1_bytes / 8 < needed, "too small for the disk's size"),

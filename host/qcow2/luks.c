@@ -1,6 +1,7 @@
 /*
  * Encryption of guest data in a LUKS (version 1) container: the header lies in the image, the payload is the
- * image's data clusters, each sector of 512 bytes with an IV from its place in the file (checklist N).
+ * image's data clusters, each sector of 512 bytes with an IV from its place in the file (checklist N). And
+ * the AES encryption of old, which has no header, and IVs from the guest's sectors.
  *
  * What always holds: no offset or length from the header is used before it was bounded by the header's own
  * area; guests never see ciphertext and the file never sees plaintext: both ways go through a buffer of our
@@ -22,11 +23,12 @@
 #define BOUNCE_BYTES   (512u << 10)
 #define ITERATIONS_MAX (1u << 26) /* a minute or so: more is a way to keep us busy */
 #define SECRET_MAX     4096u
+#define AES_KEY_BYTES  16u
 
 struct qcow2_crypto {
     struct luks_header header; /* as in the file; strings terminated */
     struct luks_cipher cipher;
-    bool unlocked;
+    bool unlocked, guest_sectors; /* AES of old: the IV is the guest's sector */
     uint8_t key[LUKS_KEY_MAX];
     struct spinlock guard;
     struct luks_handle *handles[HANDLES];
@@ -58,6 +60,7 @@ static const struct {
     {"aes", 32, GCRY_CIPHER_AES256},         {"serpent", 16, GCRY_CIPHER_SERPENT128},
     {"serpent", 24, GCRY_CIPHER_SERPENT192}, {"serpent", 32, GCRY_CIPHER_SERPENT256},
     {"twofish", 16, GCRY_CIPHER_TWOFISH128}, {"twofish", 32, GCRY_CIPHER_TWOFISH},
+    {"cast5", 16, GCRY_CIPHER_CAST5},
 };
 
 static const struct {
@@ -145,13 +148,14 @@ void luks_handle_free(struct luks_handle *h)
 int luks_crypt(const struct luks_cipher *c, struct luks_handle *h, bool encrypt, uint64_t sector,
                uint8_t *data, uint64_t bytes)
 {
+    size_t iv_bytes = gcry_cipher_get_algo_blklen(c->algo); /* cast5: 8 */
     for (; bytes; bytes -= 512, data += 512, sector++) {
         uint8_t iv[16] = {0};
         for (unsigned i = 0; i < (c->iv == LUKS_IV_PLAIN ? 4u : 8u); i++)
             iv[i] = (uint8_t)(sector >> (8 * i));
         if (c->iv == LUKS_IV_ESSIV && gcry_cipher_encrypt(h->essiv, iv, sizeof(iv), NULL, 0))
             return -EIO;
-        if (gcry_cipher_setiv(h->data, iv, sizeof(iv)) ||
+        if (gcry_cipher_setiv(h->data, iv, iv_bytes) ||
             (encrypt ? gcry_cipher_encrypt(h->data, data, 512, NULL, 0)
                      : gcry_cipher_decrypt(h->data, data, 512, NULL, 0)))
             return -EIO;
@@ -332,8 +336,34 @@ static int check_header(struct qcow2_crypto *crypto, uint64_t area_bytes, struct
     return ret;
 }
 
+/* AES of old: the passphrase is the key, cut or filled up to 16 bytes. */
+static int open_aes(struct qcow2 *s, const struct open_options *options, struct error *err)
+{
+    uint8_t *secret = NULL;
+    size_t bytes = 0;
+    luks_init();
+    struct qcow2_crypto *crypto = calloc(1, sizeof(*crypto));
+    if (!crypto)
+        return error_set(err, -ENOMEM, "out of memory");
+    s->crypto = crypto;
+    crypto->guest_sectors = true;
+    int ret = luks_cipher_parse("aes", "cbc-plain64", "sha256", AES_KEY_BYTES, &crypto->cipher);
+    if (ret < 0 || options->no_io || options->check_only)
+        return ret;
+    ret = luks_read_secret(options->secret_file, &secret, &bytes, err);
+    if (ret < 0)
+        return ret;
+    memcpy(crypto->key, secret, min_u64(bytes, AES_KEY_BYTES));
+    explicit_bzero(secret, bytes);
+    free(secret);
+    crypto->unlocked = true;
+    return 0;
+}
+
 int coroutine_fn qcow2_crypto_co_open(struct qcow2 *s, const struct open_options *options, struct error *err)
 {
+    if (s->crypt_method == QCOW2_CRYPT_AES)
+        return open_aes(s, options, err);
     const struct qcow2_ext *ext = qcow2_find_ext(s, QCOW2_EXT_CRYPTO);
     struct qcow2_crypto_extension place;
     if (!ext || ext->length != sizeof(place))
@@ -398,7 +428,7 @@ void qcow2_crypto_close(struct qcow2 *s)
 void qcow2_crypto_info(const struct qcow2 *s, struct qcow2_info *info)
 {
     const struct qcow2_crypto *crypto = s->crypto;
-    if (!crypto)
+    if (!crypto || crypto->guest_sectors)
         return;
     const struct luks_header *h = &crypto->header;
     static const char *const ivs[] = {"plain64", "plain", "essiv"};
@@ -444,16 +474,18 @@ static void put_handle(struct qcow2_crypto *crypto, struct luks_handle *h)
         luks_handle_free(h);
 }
 
-static int crypt_buffer(struct qcow2_crypto *crypto, bool encrypt, uint64_t host, uint8_t *buf,
-                        uint64_t bytes)
+static int crypt_buffer(struct qcow2_crypto *crypto, bool encrypt, uint64_t guest, uint64_t host,
+                        uint8_t *buf, uint64_t bytes)
 {
+    uint64_t sector = (crypto->guest_sectors ? guest : host) / 512;
     struct luks_handle *h = get_handle(crypto);
-    int ret = h ? luks_crypt(&crypto->cipher, h, encrypt, host / 512, buf, bytes) : -ENOMEM;
+    int ret = h ? luks_crypt(&crypto->cipher, h, encrypt, sector, buf, bytes) : -ENOMEM;
     put_handle(crypto, h);
     return ret;
 }
 
-int coroutine_fn qcow2_crypto_co_read(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg)
+int coroutine_fn qcow2_crypto_co_read(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                      struct sg sg)
 {
     if (!s->crypto->unlocked)
         return -EACCES;
@@ -464,9 +496,10 @@ int coroutine_fn qcow2_crypto_co_read(struct qcow2 *s, uint64_t host, uint64_t b
         uint64_t n = min_u64(bytes, most);
         ret = node_co_pread(s->data, host, buf, n);
         if (ret == 0)
-            ret = crypt_buffer(s->crypto, false, host, buf, n);
+            ret = crypt_buffer(s->crypto, false, guest, host, buf, n);
         if (ret == 0)
             sg_copy_in(sg, buf, n);
+        guest += n;
         host += n;
         bytes -= n;
         sg = sg_advance(sg, n);
@@ -475,7 +508,8 @@ int coroutine_fn qcow2_crypto_co_read(struct qcow2 *s, uint64_t host, uint64_t b
     return ret;
 }
 
-int coroutine_fn qcow2_crypto_co_write(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg)
+int coroutine_fn qcow2_crypto_co_write(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                       struct sg sg)
 {
     if (!s->crypto->unlocked)
         return -EACCES;
@@ -485,9 +519,10 @@ int coroutine_fn qcow2_crypto_co_write(struct qcow2 *s, uint64_t host, uint64_t 
     while (bytes && ret == 0) {
         uint64_t n = min_u64(bytes, most);
         sg_copy_out(sg, buf, n);
-        ret = crypt_buffer(s->crypto, true, host, buf, n);
+        ret = crypt_buffer(s->crypto, true, guest, host, buf, n);
         if (ret == 0)
             ret = node_co_pwrite(s->data, host, buf, n, 0);
+        guest += n;
         host += n;
         bytes -= n;
         sg = sg_advance(sg, n);

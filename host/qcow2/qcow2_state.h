@@ -438,8 +438,10 @@ void qcow2_alloc_add(struct qcow2 *s, struct qcow2_alloc *alloc);
 void qcow2_alloc_remove(struct qcow2 *s, struct qcow2_alloc *alloc);
 /* Guest data to or from the data file, through encryption if there is any. HOST and BYTES are 512-byte
  * aligned then. */
-int coroutine_fn qcow2_co_read_data(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg);
-int coroutine_fn qcow2_co_write_data(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg);
+int coroutine_fn qcow2_co_read_data(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                    struct sg sg);
+int coroutine_fn qcow2_co_write_data(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                     struct sg sg);
 /* A write between writer_begin and use_begin, for those who are there already; and one of zeroes as data. */
 int coroutine_fn qcow2_co_write_guest(struct qcow2 *s, uint64_t offset, uint64_t bytes, struct sg sg);
 int coroutine_fn qcow2_co_write_zeroes_guest(struct qcow2 *s, uint64_t offset, uint64_t bytes);

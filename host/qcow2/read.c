@@ -54,10 +54,11 @@ static int coroutine_fn co_read_backing(struct qcow2 *s, uint64_t offset, uint64
     return ret;
 }
 
-int coroutine_fn qcow2_co_read_data(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg)
+int coroutine_fn qcow2_co_read_data(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                    struct sg sg)
 {
     if (s->crypto)
-        return qcow2_crypto_co_read(s, host, bytes, sg);
+        return qcow2_crypto_co_read(s, guest, host, bytes, sg);
     if (s->data_missing)
         return -EIO; /* opened for its metadata alone */
     /* A3: the file may end inside its last cluster. */
@@ -82,7 +83,7 @@ static int coroutine_fn co_read_extent(struct qcow2 *s, uint64_t offset, const s
         sg_zero(sg, extent->bytes);
         return 0;
     case QCOW2_NORMAL:
-        return qcow2_co_read_data(s, extent->host, extent->bytes, sg);
+        return qcow2_co_read_data(s, offset, extent->host, extent->bytes, sg);
     case QCOW2_COMPRESSED:
         return qcow2_co_read_compressed(s, extent->host, offset & (s->cluster_bytes - 1), extent->bytes, sg);
     case QCOW2_INVALID:

@@ -315,9 +315,10 @@ static int coroutine_fn co_plan(struct qcow2 *s, struct write_piece *piece)
 
 /* ---- carrying out ---- */
 
-int coroutine_fn qcow2_co_write_data(struct qcow2 *s, uint64_t host, uint64_t bytes, struct sg sg)
+int coroutine_fn qcow2_co_write_data(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,
+                                     struct sg sg)
 {
-    return s->crypto ? qcow2_crypto_co_write(s, host, bytes, sg)
+    return s->crypto ? qcow2_crypto_co_write(s, guest, host, bytes, sg)
                      : node_co_pwritev(s->data, host, bytes, sg, 0);
 }
 
@@ -372,9 +373,10 @@ static int coroutine_fn co_write_cow(struct write_piece *piece)
         if (!tail.buffer)
             tail.bytes = 0;
     }
-    uint64_t host = piece->host + (piece->offset - qcow2_cluster_down(s, piece->offset));
+    uint64_t host = piece->host + (piece->offset - qcow2_cluster_down(s, piece->offset)),
+             guest = piece->offset;
     if (!head.bytes && !tail.bytes) {
-        ret = qcow2_co_write_data(s, host, piece->bytes, piece->sg);
+        ret = qcow2_co_write_data(s, guest, host, piece->bytes, piece->sg);
         goto out;
     }
     struct iovec iov[COW_IOV];
@@ -391,20 +393,21 @@ static int coroutine_fn co_write_cow(struct write_piece *piece)
             iov[niov++] = (struct iovec){.iov_base = tail.buffer, .iov_len = tail.bytes};
         else
             niov = add_zeroes(iov, niov, tail.bytes);
-        ret = qcow2_co_write_data(s, host - head.bytes, head.bytes + piece->bytes + tail.bytes,
-                                  sg_make(iov, niov));
+        ret = qcow2_co_write_data(s, guest - head.bytes, host - head.bytes,
+                                  head.bytes + piece->bytes + tail.bytes, sg_make(iov, niov));
         goto out;
     }
     /* A list too long to be put together: one after the other. */
     if (head.bytes)
-        ret = qcow2_co_write_data(s, host - head.bytes, head.bytes, sg_make(iov, niov));
+        ret = qcow2_co_write_data(s, guest - head.bytes, host - head.bytes, head.bytes, sg_make(iov, niov));
     if (ret == 0)
-        ret = qcow2_co_write_data(s, host, piece->bytes, piece->sg);
+        ret = qcow2_co_write_data(s, guest, host, piece->bytes, piece->sg);
     if (ret == 0 && tail.bytes) {
         niov = tail.buffer ? 1 : add_zeroes(iov, 0, tail.bytes);
         if (tail.buffer)
             iov[0] = (struct iovec){.iov_base = tail.buffer, .iov_len = tail.bytes};
-        ret = qcow2_co_write_data(s, host + piece->bytes, tail.bytes, sg_make(iov, niov));
+        ret =
+            qcow2_co_write_data(s, guest + piece->bytes, host + piece->bytes, tail.bytes, sg_make(iov, niov));
     }
 out:
     qcow2_buffer_put(s, head.buffer);
@@ -480,7 +483,7 @@ static int coroutine_fn co_write_piece(struct write_piece *piece)
     struct qcow2 *s = piece->s;
     if (piece->kind == WRITE_IN_PLACE) {
         uint64_t host = piece->host + (piece->offset - qcow2_cluster_down(s, piece->offset));
-        return qcow2_co_write_data(s, host, piece->bytes, piece->sg);
+        return qcow2_co_write_data(s, piece->offset, host, piece->bytes, piece->sg);
     }
     int ret = co_write_cow(piece);
     if (ret == 0)
@@ -559,7 +562,7 @@ static int coroutine_fn co_fill_reserved(struct write_piece *piece, enum qcow2_p
     for (uint64_t done = 0; done < bytes;) {
         uint64_t n = min_u64(bytes - done, ZEROES_BYTES);
         struct iovec iov = {.iov_base = (void *)zeroes, .iov_len = n};
-        int ret = qcow2_co_write_data(s, piece->host + done, n, sg_make(&iov, 1));
+        int ret = qcow2_co_write_data(s, piece->alloc.start + done, piece->host + done, n, sg_make(&iov, 1));
         if (ret < 0)
             return ret;
         done += n;

@@ -218,4 +218,22 @@ theirs_encrypted() {
 ok "N2 an encrypted image of QEMU's" theirs_encrypted
 ok "N2 with cbc-essiv and another hash" theirs_encrypted ,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256,encrypt.hash-alg=sha512
 ok "N2 with serpent" theirs_encrypted ,encrypt.cipher-alg=serpent-256
+ok "N2 with cast5" theirs_encrypted ,encrypt.cipher-alg=cast5-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=plain64
+aes() { # AES of old: what QEMU wrote is there, and QEMU reads what we write
+    local how=driver=qcow2,file.filename=image.qcow2,encrypt.format=aes,encrypt.key-secret=s
+    rm -f image.qcow2 ours.raw theirs.raw
+    qemu-img create -q --object secret,id=s,file=pass -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s"${1:-}" image.qcow2 4M &&
+        qemu-io --object secret,id=s,file=pass --image-opts $how -c 'write -q -P 3 100k 300k' -c 'write -q -z 1M 64k' -c 'write -q -P 4 3000k 3k' || return
+    "$bin/ringside-img" convert --secret-file=pass -O raw image.qcow2 ours.raw &&
+        qemu-img convert --object secret,id=s,file=pass --image-opts $how -O raw theirs.raw && cmp ours.raw theirs.raw || return
+    rm -f image.qcow2 model.raw
+    qemu-img create -q --object secret,id=s,file=pass -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s"${1:-}" image.qcow2 4M &&
+        "$tool" run image.qcow2 ops=150 secret=pass model=model.raw depth=8 region=4096 &&
+        qemu-img check --object secret,id=s,file=pass --image-opts $how &&
+        qemu-img compare --object secret,id=s,file=pass --image-opts $how driver=raw,file.filename=model.raw
+}
+ok "N3 AES of old, both ways" aes
+printf 'longer than sixteen bytes' >pass
+ok "N3 the same with a passphrase that is longer than the key" aes ,compat=0.10,cluster_size=4k
+printf secret >pass
 done_testing

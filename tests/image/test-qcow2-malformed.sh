@@ -65,7 +65,7 @@ for v in 0x4000000000000000 0x7ffffffffffffe00 0x8000000000000000 0xffffffffffff
     no "B10 size $v" v3 "(size|l1_size) at byte" "size=$v"
 done
 no "B12 unknown encryption" v3 "crypt_method .*byte 32 " "crypt_method=3"
-no "B12 AES without support" v3 "crypt_method .*AES" "crypt_method=1"
+no "N3 AES without a passphrase" v3 "passphrase" "crypt_method=1"
 no "B12 LUKS without its extension" v3 "crypt_method" "crypt_method=2"
 no "B13 L1 offset unaligned" v3 "l1_table_offset .*aligned" "l1_table_offset=+512"
 no "B14 l1_size too small" v3 "l1_size .*small" "l1_size=0"
