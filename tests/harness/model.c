@@ -105,7 +105,8 @@ static uint64_t pattern_sector(const struct model *model, uint64_t sector)
 
     if (!(model->state[sector] & MODEL_PLACED))
         return sector;
-    while (first > 0 && model->state[first - 1] == model->state[sector])
+    /* The zone before is somebody else's, and may be changing. */
+    while (first % model->zone_sectors != 0 && model->state[first - 1] == model->state[sector])
         first--;
     return sector - first;
 }

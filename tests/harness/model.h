@@ -22,7 +22,8 @@
 struct model {
     uint64_t seed;
     uint64_t sectors;
-    uint32_t *state; /* one of the above, or a version */
+    uint32_t *state;       /* one of the above, or a version */
+    uint64_t zone_sectors; /* MODEL_PLACED: a write does not reach over a multiple of these */
 };
 
 struct model_difference {

@@ -310,9 +310,10 @@ static void run(struct verify *v)
     if (!verify_zones_make(v))
         return;
     check_edges(v);
-    v->end_ns = now_ns(v) + s->runtime_ms * 1000000u;
-    if (!v->reported && scan(v, true, -1))
+    if (!v->reported && scan(v, true, -1)) {
+        v->end_ns = now_ns(v) + s->runtime_ms * 1000000u;
         workers_run(v);
+    }
     if (!v->reported)
         scan(v, false, -1);
     if (!v->reported && v->zones)

@@ -638,7 +638,7 @@ bool verify_zones_make(struct verify *v)
         verify_stop(v, NULL, "no memory for the zones");
         return false;
     }
-    zones->zone_sectors = le32_get(config->zoned.zone_sectors);
+    zones->zone_sectors = v->model.zone_sectors = le32_get(config->zoned.zone_sectors);
     zones->max_append = le32_get(config->zoned.max_append_sectors);
     zones->limited = le32_get(config->zoned.max_open_zones) || le32_get(config->zoned.max_active_zones);
     if (!zones->zone_sectors || v->model.sectors / zones->zone_sectors == 0) {
