@@ -189,8 +189,8 @@ struct vblk_info {
 void vblk_info(const struct vblk *disk, struct vblk_info *info);
 
 struct vblk_queue_stats {
-    uint64_t requests, parts, kicks, kicks_suppressed, completions, errors, polls, waits_for_room,
-        recoveries, lost_interrupts, lost_kicks;
+    uint64_t requests, parts, kicks, kicks_suppressed, completions, errors, polls, waits_for_room, recoveries,
+        lost_interrupts, lost_kicks;
 };
 
 void vblk_queue_stats(const struct vblk *disk, unsigned queue, struct vblk_queue_stats *stats);

@@ -253,11 +253,13 @@ static int coroutine_fn co_load(struct qcow2 *s, struct bitmap *bitmap)
             memset(bits + i * n, 0xff, n);
     }
     free(table);
-    if (ret < 0)
+    if (ret < 0) {
         free(bits);
-    else
-        bitmap->bits = bits;
-    return ret;
+        return ret;
+    }
+    free(bitmap->bits); /* of an earlier try to begin writing, which failed after this */
+    bitmap->bits = bits;
+    return 0;
 }
 
 /* The flags of a directory entry, in the file. */

@@ -302,10 +302,10 @@ static int coroutine_fn co_take_snapshot(struct qcow2 *s, const char *name)
         else
             ret = qcow2_co_exchange_commit(s, &x, &new, true);
     }
-    if (ret < 0) {
-        free(list);
-        qcow2_free_snapshot(&snapshot);
-    }
+    if (ret == 0)
+        return 0; /* the list is the image's now */
+    free(list);
+    qcow2_free_snapshot(&snapshot);
     return ret;
 }
 
