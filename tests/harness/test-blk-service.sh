@@ -95,9 +95,9 @@ for _ in range(3000):
 PY
 mkfifo "$tmp/unread"
 exec 7<>"$tmp/unread" # and nobody reads from it
-start nagged sh -c "exec timeout -k 1 60 '$blk' --socket-path='$sock' --format=null --size=1M 2>'$tmp/unread'"
-wait_for 10 up
-ok "each gets its answer, also where nobody reads what is said of it" python3 "$tmp/nags.py" "$sock"
+start nagged sh -c "exec timeout -k 1 60 '$blk' --socket-path='$tmp/nagged.sock' --format=null --size=1M 2>'$tmp/unread'"
+wait_for 10 test -S "$tmp/nagged.sock"
+ok "each gets its answer, also where nobody reads what is said of it" python3 "$tmp/nags.py" "$tmp/nagged.sock"
 stop nagged
 ok "SIGTERM" test "$stopped" = 0
 ok "a hundred lines are enough, and the number of the others" sh -c \

@@ -21,14 +21,14 @@ ok "bench on the packed ring, one queue, polling" bench --ring=packed --queues=1
 ok "it says so" jq -en 'input | .ring == "packed" and .queues == 1 and .client == "poll" and .requests == 500' "$tmp/figures.json"
 ok "kicks are fewer than requests at depth 16" jq -en 'input | .kicks_per_request < 1' "$tmp/figures.json"
 bench_usage() {
-    boot --app=bench --image="$tmp/disk.qcow2" --append="$1"
-    [ $? -eq 2 ]
+    boot --app=bench --image="$tmp/disk.qcow2" --append="$1" | tee "$tmp/usage"
+    [ "${PIPESTATUS[0]}" -eq 2 ]
 }
 ok "bench refuses what it can't do: status 2" bench_usage rw=sideways
 ok "bench refuses blocks that are none" bench_usage bs=1000
 ok "bench refuses a number that is none" bench_usage qd=many
 ok "bench refuses a word that it does not know" bench_usage "rw=write requsts=7"
-ok "and says which, and which there are" grep -q "bench: requsts=7: no such word (there are: rw bs qd requests" "$tmp/case.log"
+ok "and says which, and which there are" grep -q "bench: requsts=7: no such word (there are: rw bs qd requests" "$tmp/usage"
 
 # ---- shell ----
 
