@@ -44,7 +44,7 @@ const char machine_arch[] = "riscv64";
 struct arch arch;
 
 extern char __image_end[];
-extern uint64_t riscv64_boot_hart, riscv64_cpu_stack;
+extern uint64_t riscv64_boot_hart, riscv64_cpu_stack, riscv64_cpu_number;
 extern char riscv64_cpu_start[];
 
 static uint64_t uart = 0x10000000, finisher = 0x100000, rtc, plic, imsic;
@@ -357,7 +357,8 @@ int arch_cpu_start(unsigned cpu)
     if (cpu == 0 || cpu >= num_cpus || cpu != __atomic_load_n(&cpus_up, __ATOMIC_ACQUIRE))
         return -1;
     riscv64_cpu_stack = (uint64_t)(cpu_stacks[cpu - 1] + CPU_STACK_BYTES);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the stack before the hart that reads it is started */
+    riscv64_cpu_number = cpu;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* both before the hart that reads them is started */
     if (sbi_call(SBI_HSM, SBI_HART_START, harts[cpu], (uint64_t)riscv64_cpu_start, cpu) != 0)
         return -1;
     for (uint64_t end = arch_now_ns() + 1000000000; arch_now_ns() < end;) {

@@ -3,6 +3,9 @@
  *
  * a0 is our hart, a1 the device tree. Paging (Sv39) goes on with one to one pages of a GiB, the first GiB in pages
  * of 2 MiB and the first of those in small ones, so that page 0 can be missing and catch null pointers. tp holds the number of the CPU for good.
+ *
+ * OpenSBI (1.1, as QEMU 7.2 has it) marks a hart as started before it writes down where: one that happens to wake in
+ * between comes here once more instead of to riscv64_cpu_start. So only the first that comes starts the machine.
  */
 #define PTE_POINTER 0x1
 #define PTE_RWXAD 0xcf
@@ -17,6 +20,10 @@ riscv64_start:
     la gp, __global_pointer$
     .option pop
     csrw sie, zero
+    la t0, machine_started
+    li t1, 1
+    amoswap.w.aq t1, t1, (t0)
+    bnez t1, started_hart
     la sp, riscv64_stack_top
     la t0, __bss_start
     la t1, __bss_end
@@ -68,6 +75,9 @@ riscv64_start:
 5:  wfi
     j 5b
 
+started_hart:
+    la t0, riscv64_cpu_number
+    ld a1, (t0)
 /* A hart that SBI has started: a0 its hart, a1 the number of its CPU. */
     .globl riscv64_cpu_start
 riscv64_cpu_start:
@@ -119,6 +129,11 @@ riscv64_trap_entry:
 7:  wfi
     j 7b
 
+    .section .data
+    .balign 4
+machine_started: /* not in .bss, which the first hart clears */
+    .word 0
+
     .section .bss
     .balign 4096
 root_table:
@@ -131,9 +146,11 @@ page_table:
 riscv64_fault_stack_top:
     .skip 262144
 riscv64_stack_top:
-    .globl riscv64_boot_hart, riscv64_cpu_stack
+    .globl riscv64_boot_hart, riscv64_cpu_stack, riscv64_cpu_number
 riscv64_boot_hart:
     .skip 8
-riscv64_cpu_stack:
+riscv64_cpu_stack: /* of the hart that is being started, and its CPU's number */
+    .skip 8
+riscv64_cpu_number:
     .skip 8
     .section .note.GNU-stack, "", @progbits
