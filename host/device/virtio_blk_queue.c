@@ -3,7 +3,7 @@
  * back used, interrupts. How it starts and stops: virtio_blk_start.c.
  *
  * What always holds:
- *  - everything here but the virtio_blk_co_* calls and _queue_stats runs on the queue's own loop;
+ *  - everything here but virtio_blk_queue_stats runs on the queue's own loop;
  *  - notifications are turned on only after the ring was found empty, and the ring is looked at once more
  * after that, so no kick is lost;
  *  - nothing is fetched that there is no memory for: the queue stalls with notifications off, and goes on
