@@ -147,14 +147,17 @@ static void checklist_280_to_285_configuration(void **state)
     assert_int_equal(le32_get(config.zoned.max_active_zones), 4);
     assert_int_equal(le32_get(config.zoned.max_append_sectors), 32);
     assert_int_equal(le32_get(config.zoned.write_granularity), 512);
-    /* 270: nothing to discard on a host-managed disk. 280: it is not for a driver without ZONED. */
-    assert_int_equal(virtio_blk_device_features(rig.device) & VIRTIO_BIT(VIRTIO_BLK_F_DISCARD), 0);
+    /* 270: nothing to discard on a host-managed disk, nor (355) to erase but by a reset of its zones. 280: it
+     * is not for a driver without ZONED. */
+    assert_int_equal(virtio_blk_device_features(rig.device) &
+                         (VIRTIO_BIT(VIRTIO_BLK_F_DISCARD) | VIRTIO_BIT(VIRTIO_BLK_F_SECURE_ERASE)),
+                     0);
     rig_stop(0);
     assert_int_equal(virtio_blk_set_features(rig.device, VIRTIO_BIT(VIRTIO_F_VERSION_1)), -EINVAL);
     rig_fini();
 }
 
-static void checklist_277_an_ordinary_disk_knows_no_zones(void **state)
+static void checklist_277_279_an_ordinary_disk_knows_no_zones(void **state)
 {
     struct virtio_blk_config config;
 
@@ -874,7 +877,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(checklist_280_to_285_configuration),
-        cmocka_unit_test(checklist_277_an_ordinary_disk_knows_no_zones),
+        cmocka_unit_test(checklist_277_279_an_ordinary_disk_knows_no_zones),
         cmocka_unit_test(checklist_356_report),
         cmocka_unit_test(checklist_344_states_and_operations),
         cmocka_unit_test(checklist_345_reset_all),
