@@ -37,7 +37,8 @@ static void merged_complete(struct blk_request *blk_request, int result)
     }
 }
 
-/* Submits REQUESTS[0..COUNT), which touch, as one. False: there is no memory for it now. */
+/* Submits REQUESTS[0..COUNT), which touch, as one. False: there is no memory for it now. The last block is
+ * not for this: the request that was just taken off the ring counts on it. */
 static bool submit_run(struct virtio_blk_queue *queue, struct virtio_blk_request **requests, unsigned count)
 {
     struct virtio_blk_request *first = requests[0];
@@ -47,6 +48,10 @@ static bool submit_run(struct virtio_blk_queue *queue, struct virtio_blk_request
 
     if (!block)
         return false;
+    if (!request_block_at_hand(queue)) {
+        request_block_put(queue, block);
+        return false;
+    }
     for (unsigned i = 0; i < count; i++) {
         for (unsigned k = 0; k < requests[i]->niov; k++)
             block->iov[niov++] = requests[i]->iov[k];

@@ -276,6 +276,44 @@ static void fetching_waits_for_memory(void **state)
     rig_fini();
 }
 
+/* Joining what was gathered takes memory too, but never the last that a request just taken counts on. */
+static void what_is_joined_leaves_memory_for_the_request_behind_it(void **state)
+{
+    struct virtio_blk_range range = {.sector = le64_put(0), .num_sectors = le32_put(1)};
+    uint64_t data, list;
+    struct seg segs[7];
+    uint16_t id;
+    uint32_t len;
+    unsigned n = 0;
+
+    if (!(layout_of(state)->features & BIT(INDIRECT_DESC)))
+        return; /* more long requests in flight than there is memory for need many descriptors */
+    start(state, (struct rig_options){.size = 1024, .device = {.request_merging = true}});
+    fake.hold = true;
+    data = rig_alloc(5 * 512, 512);
+    list = rig_alloc(sizeof(range), 16);
+    memcpy(ptr(list), &range, sizeof(range));
+    for (unsigned i = 0; i < 255; i++) {
+        segs[0] = (struct seg){rig_header(VIRTIO_BLK_T_IN, 6 * i), 16, false};
+        for (unsigned k = 0; k < 5; k++)
+            segs[k + 1] = (struct seg){data + k * 512, 512, true};
+        segs[6] = (struct seg){rig_alloc(1, 1), 1, true};
+        rig_add(0, segs, 7);
+        rig_kick(0);
+    }
+    assert_int_equal(fake.num_held, 255);
+    rig_request(0, VIRTIO_BLK_T_IN, 4000, data, 512, true);
+    rig_request(0, VIRTIO_BLK_T_IN, 4001, data, 512, true);
+    rig_request(0, VIRTIO_BLK_T_DISCARD, 0, list, sizeof(range), false);
+    rig_kick(0);
+    fake_release_all();
+    rig_settle();
+    while (rig_used(0, &id, &len))
+        n++;
+    assert_int_equal(n, 258);
+    rig_fini();
+}
+
 static void eventfds_kick_and_interrupt(void **state)
 {
     uint64_t count;
@@ -429,6 +467,7 @@ int main(void)
         EACH_LAYOUT(checklist_34_37_a_queue_is_set_up_again_with_another_size),
         EACH_LAYOUT(a_start_that_is_not_possible_says_why),
         EACH_LAYOUT(fetching_waits_for_memory),
+        EACH_LAYOUT(what_is_joined_leaves_memory_for_the_request_behind_it),
         EACH_LAYOUT(eventfds_kick_and_interrupt),
         EACH_LAYOUT(checklist_50_101_readable_buffers_are_not_written),
         EACH_LAYOUT(checklist_99_112_requests_are_taken_in_ring_order),
