@@ -385,6 +385,9 @@ static bool message_open(struct virtio_blk_queue *queue, const struct virtq_chai
         message->in_count--;
     if (chain->out_bytes < sizeof(*header))
         return false;
+    /* One descriptor alone can lie in more pieces than are kept: then there are none of it. */
+    if (__builtin_expect(chain->too_long, 0) && sg_bytes(sg_make(iov, chain->out)) < sizeof(*header))
+        return false;
     message->out_bytes = chain->out_bytes - sizeof(*header);
     message->out = sg_make(iov, chain->out);
     if (iov[0].iov_len == sizeof(*header)) {

@@ -314,6 +314,44 @@ static void what_is_joined_leaves_memory_for_the_request_behind_it(void **state)
     rig_fini();
 }
 
+/* A single descriptor may lie in more pieces than are kept (translated memory): not even its first bytes can
+ * be had then, and what is in their place is of the request before. */
+static void a_header_in_too_many_pieces_is_refused(void **state)
+{
+    enum { PAGES = 1100, PAGE = 4096 };
+    const uint64_t iova = 1ull << 40;
+    struct guest_memory *memory = calloc(1, sizeof(*memory));
+    uint64_t pages, status;
+    uint32_t len;
+    uint16_t id;
+
+    start(state, (struct rig_options){.no_start = true});
+    pages = rig_alloc((uint64_t)PAGES * PAGE, PAGE);
+    *memory = rig.memory;
+    memory->translated = true;
+    for (unsigned i = 0; i < PAGES; i++)
+        assert_int_equal(guest_memory_add(memory, &(struct guest_region){.guest_addr = iova + i * PAGE,
+                                                                         .bytes = PAGE,
+                                                                         .host = (uint8_t *)ptr(pages) +
+                                                                                 (PAGES - 1 - i) * PAGE}),
+                         0);
+    rig.setup[0].memory = memory;
+    assert_int_equal(rig_start(0), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        struct seg segs[2] = {{iova, PAGES * PAGE, false}, {status = rig_alloc(1, 1), 1, true}};
+
+        rig_add(0, segs, 2);
+        rig_kick(0);
+        assert_true(rig_used(0, &id, &len));
+        assert_int_equal(rig_status(status), VIRTIO_BLK_S_IOERR);
+        assert_int_equal(fake.num_calls, i);
+        if (i == 0)
+            assert_int_equal(simple(VIRTIO_BLK_T_FLUSH, 0, 0, 0, false, NULL), 0);
+    }
+    rig_fini();
+    free(memory);
+}
+
 static void eventfds_kick_and_interrupt(void **state)
 {
     uint64_t count;
@@ -468,6 +506,7 @@ int main(void)
         EACH_LAYOUT(a_start_that_is_not_possible_says_why),
         EACH_LAYOUT(fetching_waits_for_memory),
         EACH_LAYOUT(what_is_joined_leaves_memory_for_the_request_behind_it),
+        EACH_LAYOUT(a_header_in_too_many_pieces_is_refused),
         EACH_LAYOUT(eventfds_kick_and_interrupt),
         EACH_LAYOUT(checklist_50_101_readable_buffers_are_not_written),
         EACH_LAYOUT(checklist_99_112_requests_are_taken_in_ring_order),
