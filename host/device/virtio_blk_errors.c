@@ -24,23 +24,13 @@ static enum virtio_blk_policy policy_for(const struct virtio_blk_request *reques
     return policy;
 }
 
-/* Gives back what a request that is not going to be written holds in its zone. */
+/* Gives back what a request that is not going to be written holds in its zone. One that is left to the
+ * inflight region keeps it, for whoever takes it up again. */
 static void leave_zone(struct virtio_blk_request *request)
 {
-    struct zoned *zoned = request->queue->device->zoned;
-
-    if (zoned && (request->type == VIRTIO_BLK_T_OUT || request->type == VIRTIO_BLK_T_ZONE_APPEND))
-        zoned_write_end(zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
-                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, false);
-}
-
-/* Whoever takes it up from the inflight region begins anew: a write finds its place in the zone passed
- * already, an append looks for another one. */
-static void leave_to_region(struct virtio_blk_request *request)
-{
-    if (request->type == VIRTIO_BLK_T_ZONE_APPEND)
-        leave_zone(request);
-    virtio_blk_queue_forget(request->queue, request);
+    if (request->queue->device->zoned &&
+        (request->type == VIRTIO_BLK_T_OUT || request->type == VIRTIO_BLK_T_ZONE_APPEND))
+        virtio_blk_zoned_end(request, false);
 }
 
 bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *status)
@@ -54,7 +44,7 @@ bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *
         return true;
     case VIRTIO_BLK_STOP:
         if (queue->state != QUEUE_RUNNING) {
-            leave_to_region(request);
+            virtio_blk_queue_forget(queue, request);
             return false;
         }
         request->merged_next = queue->parked;
@@ -106,7 +96,7 @@ void virtio_blk_queue_drop_parked(struct virtio_blk_queue *queue)
 
         request->merged_next = NULL;
         if (queue->keeps_parked) {
-            leave_to_region(request);
+            virtio_blk_queue_forget(queue, request);
         } else {
             leave_zone(request);
             virtio_blk_complete(request, VIRTIO_BLK_S_IOERR, 0);

@@ -234,6 +234,8 @@ void virtio_blk_handle_report(struct virtio_blk_request *request, const struct v
 void virtio_blk_handle_zone(struct virtio_blk_request *request, const struct virtio_blk_message *message);
 /* An IN or OUT that was checked and has its segments: false if it was answered. */
 bool virtio_blk_zoned_begin(struct virtio_blk_request *request);
+/* An OUT or ZONE_APPEND that began ended. */
+void virtio_blk_zoned_end(struct virtio_blk_request *request, bool ok);
 
 /* virtio_blk_request.c: what the chain that was popped into queue->vq asks for is done, or refused. */
 void virtio_blk_handle_request(struct virtio_blk_queue *queue, struct virtio_blk_request *request,

@@ -63,8 +63,7 @@ void virtio_blk_complete_rw(struct virtio_blk_request *request, int result)
     if (result < 0 && !virtio_blk_failed(request, result, &status))
         return;
     if (__builtin_expect(request->queue->device->zoned != NULL, 0) && request->type == VIRTIO_BLK_T_OUT)
-        zoned_write_end(request->queue->device->zoned, request->offset / VIRTIO_BLK_SECTOR_BYTES,
-                        request->bytes / VIRTIO_BLK_SECTOR_BYTES, result == 0);
+        virtio_blk_zoned_end(request, result == 0);
     virtio_blk_complete(request, status,
                         result == 0 && request->type == VIRTIO_BLK_T_IN ? request->bytes + request->zero_bytes
                                                                         : 0);

@@ -32,15 +32,35 @@ static void zero_tail(struct virtio_blk_request *request, uint64_t bytes)
     }
 }
 
+static struct zoned_ticket ticket_of(const struct virtio_blk_request *request)
+{
+    const struct virtio_blk_queue *queue = request->queue;
+
+    return (struct zoned_ticket){.queue = (uint16_t)queue->index,
+                                 .entry = request->entry,
+                                 .counter = request->counter,
+                                 .tracked = queue->track_inflight,
+                                 .again = request->again};
+}
+
+void virtio_blk_zoned_end(struct virtio_blk_request *request, bool ok)
+{
+    struct zoned_ticket ticket = ticket_of(request);
+
+    zoned_write_end(request->queue->device->zoned, sectors_of(request->offset), sectors_of(request->bytes),
+                    &ticket, ok);
+}
+
 bool virtio_blk_zoned_begin(struct virtio_blk_request *request)
 {
     struct virtio_blk_queue *queue = request->queue;
     struct zoned *zoned = queue->device->zoned;
+    struct zoned_ticket ticket = ticket_of(request);
     uint64_t sector = sectors_of(request->offset), sectors = sectors_of(request->bytes), written;
     uint8_t status;
 
     if (request->type == VIRTIO_BLK_T_OUT) {
-        status = zoned_write_begin(zoned, sector, sectors, request->again);
+        status = zoned_write_begin(zoned, sector, sectors, &ticket);
         if (status == VIRTIO_BLK_S_OK)
             return true;
         virtio_blk_refuse(request, status);
@@ -64,17 +84,6 @@ bool virtio_blk_zoned_begin(struct virtio_blk_request *request)
 
 /* ---- ZONE_APPEND ---- */
 
-static struct zoned_ticket ticket_of(const struct virtio_blk_request *request)
-{
-    const struct virtio_blk_queue *queue = request->queue;
-
-    return (struct zoned_ticket){.queue = (uint16_t)queue->index,
-                                 .entry = request->entry,
-                                 .counter = request->counter,
-                                 .tracked = queue->track_inflight,
-                                 .again = request->again};
-}
-
 static void append_complete(struct blk_request *blk_request, int result)
 {
     struct virtio_blk_request *request = (struct virtio_blk_request *)blk_request;
@@ -86,13 +95,7 @@ static void append_complete(struct blk_request *blk_request, int result)
 
     if (result < 0 && !virtio_blk_failed(request, result, &status))
         return;
-    zoned_write_end(queue->device->zoned, sectors_of(request->offset), sectors_of(request->bytes),
-                    result == 0);
-    if (result < 0) {
-        struct zoned_ticket ticket = ticket_of(request);
-
-        zoned_append_failed(queue->device->zoned, &ticket);
-    }
+    virtio_blk_zoned_end(request, result == 0);
     if (status == VIRTIO_BLK_S_OK) {
         sg_copy_in(sg_make(trailer, request->trailer_niov), &sector, sizeof(sector));
         if (queue->log.bits)
@@ -186,7 +189,8 @@ void virtio_blk_handle_report(struct virtio_blk_request *request, const struct v
 
 void virtio_blk_handle_zone(struct virtio_blk_request *request, const struct virtio_blk_message *message)
 {
-    uint8_t status = zoned_manage(request->queue->device->zoned, request->type, message->sector);
+    struct zoned_ticket ticket = ticket_of(request);
+    uint8_t status = zoned_manage(request->queue->device->zoned, request->type, message->sector, &ticket);
 
     if (status == VIRTIO_BLK_S_OK)
         virtio_blk_complete(request, status, 0);

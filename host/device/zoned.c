@@ -1,8 +1,10 @@
 /*
  * Zones of an emulated host-managed disk (zoned.h).
  *
- * The state file: a header of 64 bytes, then 16 bytes for each zone, then 32 bytes for each append that can
+ * The state file: a header of 64 bytes, then 16 bytes for each zone, then 32 bytes for each request that can
  * be in flight, little-endian. Its content is checked like any other file's before a number of it is used.
+ * The process may die between any two stores to it: a zone's state and its count of resets are one store, and
+ * of an empty zone the write pointer says nothing.
  */
 #include "host/device/zoned.h"
 
@@ -95,10 +97,33 @@ static void set_state_for_now(struct zoned *zoned, uint32_t index, uint8_t state
     zone->state = state;
 }
 
+/* Only the compiler's order matters: a dead process's stores all arrive. */
+static void keep_order(void)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+static void save_state(struct zoned *zoned, uint32_t index, uint8_t state, uint32_t resets)
+{
+    union {
+        struct {
+            uint8_t state, padding[3];
+            le32 resets;
+        } fields;
+        uint64_t word;
+    } value = {.fields = {state, {0}, le32_put(resets)}};
+
+    _Static_assert(offsetof(struct state_zone, state) == 8 && offsetof(struct state_zone, resets) == 12,
+                   "one aligned word");
+    keep_order();
+    __atomic_store_n((uint64_t *)((uint8_t *)&zoned->saved[index] + 8), value.word, __ATOMIC_RELAXED);
+    keep_order();
+}
+
 static void set_state(struct zoned *zoned, uint32_t index, uint8_t state)
 {
     set_state_for_now(zoned, index, state);
-    zoned->saved[index].state = state;
+    save_state(zoned, index, state, le32_get(zoned->saved[index].resets));
     zoned->zones[index].touched = true;
 }
 
@@ -125,8 +150,7 @@ static bool plausible(const struct zoned *zoned, uint32_t index, uint8_t state, 
     if (conventional(zoned, index))
         return state == VIRTIO_BLK_ZS_NOT_WP;
     switch (state) {
-    case VIRTIO_BLK_ZS_EMPTY:
-        return wp == start;
+    case VIRTIO_BLK_ZS_EMPTY: /* its write pointer may not have followed */
     case VIRTIO_BLK_ZS_IOPEN:
     case VIRTIO_BLK_ZS_EOPEN:
     case VIRTIO_BLK_ZS_CLOSED:
@@ -171,7 +195,7 @@ static int load(struct zoned *zoned, const char *path, struct error *err)
         if (is_active(state) && wp == zone_end(zoned, i))
             state = VIRTIO_BLK_ZS_FULL;
         set_state(zoned, i, state);
-        zoned->zones[i].wp = wp;
+        set_wp(zoned, i, state == VIRTIO_BLK_ZS_EMPTY ? zone_start(zoned, i) : wp);
         zoned->zones[i].touched = false;
     }
     return 0;
@@ -193,7 +217,7 @@ static bool place_holds(const struct zoned *zoned, const struct state_place *pla
 }
 
 /* The write pointers of zones that nothing was done to yet: behind what was written to an end, and behind the
- * places of appends that may be taken up again. */
+ * places of writes that may be taken up again. */
 static void settle_write_pointers(struct zoned *zoned)
 {
     uint32_t index;
@@ -473,77 +497,94 @@ static bool all_conventional(const struct zoned *zoned, uint64_t sector, uint64_
     return sector + sectors <= zone_start(zoned, zoned->conventional);
 }
 
-uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool again)
+static bool unusable(const struct zoned *zoned, uint32_t index)
+{
+    return zoned->zones[index].state == VIRTIO_BLK_ZS_RDONLY ||
+           zoned->zones[index].state == VIRTIO_BLK_ZS_OFFLINE;
+}
+
+/* The place in zone INDEX that a write of SECTORS has had since before a restart, or NULL: it had not begun.
+ */
+static const struct state_place *place_of_before(struct zoned *zoned, uint32_t index, uint64_t sectors,
+                                                 const struct zoned_ticket *ticket)
+{
+    const struct state_place *place = ticket->again ? places_find(&zoned->places, ticket) : NULL;
+    uint32_t its_zone;
+
+    if (!place || !place_holds(zoned, place, &its_zone) || its_zone != index ||
+        le32_get(place->sectors) != sectors || le64_get(place->sector) + sectors > zoned->zones[index].wp)
+        return NULL;
+    zoned->zones[index].touched = true;
+    return place;
+}
+
+static uint8_t begin_and_note_locked(struct zoned *zoned, uint32_t index, uint64_t sector, uint64_t sectors,
+                                     const struct zoned_ticket *ticket)
+{
+    uint8_t status = begin_locked(zoned, index, sector, sectors);
+
+    if (status == VIRTIO_BLK_S_OK)
+        places_note(&zoned->places, ticket, sector, (uint32_t)sectors, le32_get(zoned->saved[index].resets));
+    return status;
+}
+
+uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                          const struct zoned_ticket *ticket)
 {
     uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
-    uint8_t status;
+    uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
 
     if (all_conventional(zoned, sector, sectors))
         return VIRTIO_BLK_S_OK;
     if (!in_one_zone(zoned, sector, sectors))
-        return VIRTIO_BLK_S_ZONE_INVALID_CMD;
+        return status;
     spin_lock(&zoned->guard);
-    if (zoned->zones[index].state == VIRTIO_BLK_ZS_RDONLY ||
-        zoned->zones[index].state == VIRTIO_BLK_ZS_OFFLINE)
-        status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
-    else if (again && sector + sectors <= zoned->zones[index].wp)
-        status = VIRTIO_BLK_S_OK;
-    else
-        status = begin_locked(zoned, index, sector, sectors);
+    if (!unusable(zoned, index)) {
+        const struct state_place *place = place_of_before(zoned, index, sectors, ticket);
+
+        if (place && le64_get(place->sector) == sector)
+            status = VIRTIO_BLK_S_OK;
+        else
+            status = begin_and_note_locked(zoned, index, sector, sectors, ticket);
+    }
     spin_unlock(&zoned->guard);
     return status;
-}
-
-void zoned_queue_starts(struct zoned *zoned, uint32_t queue, const struct inflight_request *requests,
-                        unsigned num)
-{
-    spin_lock(&zoned->guard);
-    if (places_keep(&zoned->places, queue, requests, num))
-        settle_write_pointers(zoned);
-    spin_unlock(&zoned->guard);
 }
 
 uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
                            const struct zoned_ticket *ticket, uint64_t *at)
 {
-    uint32_t index = (uint32_t)(sector / zoned->zone_sectors), its_zone;
+    uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
     uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
-    const struct state_place *place;
 
     if (zoned->max_append == 0)
         return VIRTIO_BLK_S_UNSUPP;
     if (sectors > zoned->max_append || conventional(zoned, index) || sector != zone_start(zoned, index))
         return status;
     spin_lock(&zoned->guard);
-    if (zoned->zones[index].state != VIRTIO_BLK_ZS_RDONLY &&
-        zoned->zones[index].state != VIRTIO_BLK_ZS_OFFLINE) {
-        place = ticket->again ? places_find(&zoned->places, ticket) : NULL;
-        if (place && place_holds(zoned, place, &its_zone) && its_zone == index &&
-            le32_get(place->sectors) == sectors &&
-            le64_get(place->sector) + sectors <= zoned->zones[index].wp) {
-            *at = le64_get(place->sector);
-            status = VIRTIO_BLK_S_OK;
-            zoned->zones[index].touched = true;
-        } else {
-            *at = zoned->zones[index].wp;
-            status = begin_locked(zoned, index, *at, sectors);
-            if (status == VIRTIO_BLK_S_OK)
-                places_note(&zoned->places, ticket, *at, (uint32_t)sectors,
-                            le32_get(zoned->saved[index].resets));
-        }
+    if (!unusable(zoned, index)) {
+        const struct state_place *place = place_of_before(zoned, index, sectors, ticket);
+
+        *at = place ? le64_get(place->sector) : zoned->zones[index].wp;
+        status = place ? VIRTIO_BLK_S_OK : begin_and_note_locked(zoned, index, *at, sectors, ticket);
     }
     spin_unlock(&zoned->guard);
     return status;
 }
 
-void zoned_append_failed(struct zoned *zoned, const struct zoned_ticket *ticket)
+/* What lies before END counts as written. */
+static void written_locked(struct zoned *zoned, uint32_t index, uint64_t end)
 {
-    spin_lock(&zoned->guard);
-    places_forget(&zoned->places, ticket);
-    spin_unlock(&zoned->guard);
+    /* (A zone that was reset meanwhile has its write pointer before it.) */
+    if (zoned->zones[index].wp < end || le64_get(zoned->saved[index].wp) >= end)
+        return;
+    zoned->saved[index].wp = le64_put(end);
+    if (end == zone_end(zoned, index))
+        save_state(zoned, index, VIRTIO_BLK_ZS_FULL, le32_get(zoned->saved[index].resets));
 }
 
-void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool ok)
+void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                     const struct zoned_ticket *ticket, bool ok)
 {
     uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
     struct zone *zone = &zoned->zones[index];
@@ -551,17 +592,34 @@ void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, boo
     if (conventional(zoned, index))
         return;
     spin_lock(&zoned->guard);
-    if (!ok) {
+    if (ok) {
+        written_locked(zoned, index, sector + sectors);
+    } else {
         /* The last one that began gives its place back; the place of another stays a hole of zeroes or old
          * data. */
         if (zone->wp == sector + sectors && is_active(zone->state))
             zone->wp = sector;
-    } else if (zone->wp >= sector + sectors && le64_get(zoned->saved[index].wp) < sector + sectors) {
-        /* (A zone that was reset meanwhile has its write pointer before this write.) */
-        zoned->saved[index].wp = le64_put(sector + sectors);
-        if (sector + sectors == zone_end(zoned, index))
-            zoned->saved[index].state = VIRTIO_BLK_ZS_FULL;
+        places_forget(&zoned->places, ticket);
     }
+    spin_unlock(&zoned->guard);
+}
+
+/* Nobody takes it up any more. In a zone that others have gone on with it stays a hole. */
+static void place_forgotten(void *opaque, const struct state_place *place)
+{
+    struct zoned *zoned = opaque;
+    uint32_t index;
+
+    if (place_holds(zoned, place, &index) && zoned->zones[index].touched)
+        written_locked(zoned, index, le64_get(place->sector) + le32_get(place->sectors));
+}
+
+void zoned_queue_starts(struct zoned *zoned, uint32_t queue, const struct inflight_request *requests,
+                        unsigned num)
+{
+    spin_lock(&zoned->guard);
+    if (places_keep(&zoned->places, queue, requests, num, place_forgotten, zoned))
+        settle_write_pointers(zoned);
     spin_unlock(&zoned->guard);
 }
 
@@ -620,14 +678,23 @@ static uint8_t finish_locked(struct zoned *zoned, uint32_t index)
 
 static uint8_t reset_locked(struct zoned *zoned, uint32_t index)
 {
-    /* First: a place in what is being emptied must not count for the zone's next life. */
-    zoned->saved[index].resets = le32_put(le32_get(zoned->saved[index].resets) + 1);
-    set_state(zoned, index, VIRTIO_BLK_ZS_EMPTY);
+    /* With the count: a place in what is being emptied must not be one in the zone's next life. */
+    set_state_for_now(zoned, index, VIRTIO_BLK_ZS_EMPTY);
+    save_state(zoned, index, VIRTIO_BLK_ZS_EMPTY, le32_get(zoned->saved[index].resets) + 1);
     set_wp(zoned, index, zone_start(zoned, index));
+    zoned->zones[index].touched = true;
     return VIRTIO_BLK_S_OK;
 }
 
-uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector)
+static uint8_t reset_all_locked(struct zoned *zoned)
+{
+    for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++)
+        if (is_active(zoned->zones[i].state) || zoned->zones[i].state == VIRTIO_BLK_ZS_FULL)
+            reset_locked(zoned, i);
+    return VIRTIO_BLK_S_OK;
+}
+
+uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector, const struct zoned_ticket *ticket)
 {
     static uint8_t (*const commands[])(struct zoned * zoned, uint32_t index) = {
         [VIRTIO_BLK_T_ZONE_OPEN] = open_locked,
@@ -636,22 +703,23 @@ uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector)
         [VIRTIO_BLK_T_ZONE_RESET] = reset_locked,
     };
     uint32_t index = (uint32_t)(sector / zoned->zone_sectors);
+    bool all = type == VIRTIO_BLK_T_ZONE_RESET_ALL;
     uint8_t status = VIRTIO_BLK_S_ZONE_INVALID_CMD;
+    const struct state_place *done;
 
-    if (type == VIRTIO_BLK_T_ZONE_RESET_ALL) {
-        spin_lock(&zoned->guard);
-        for (uint32_t i = zoned->conventional; i < zoned->num_zones; i++)
-            if (is_active(zoned->zones[i].state) || zoned->zones[i].state == VIRTIO_BLK_ZS_FULL)
-                reset_locked(zoned, i);
-        spin_unlock(&zoned->guard);
-        return VIRTIO_BLK_S_OK;
-    }
-    if (sector >= zoned->capacity || conventional(zoned, index) || sector != zone_start(zoned, index))
+    if (!all &&
+        (sector >= zoned->capacity || conventional(zoned, index) || sector != zone_start(zoned, index)))
         return status;
     spin_lock(&zoned->guard);
-    if (zoned->zones[index].state != VIRTIO_BLK_ZS_RDONLY &&
-        zoned->zones[index].state != VIRTIO_BLK_ZS_OFFLINE)
-        status = commands[type](zoned, index);
+    done = ticket->again ? places_find(&zoned->places, ticket) : NULL;
+    if (done && le32_get(done->sectors) == 0) {
+        status = VIRTIO_BLK_S_OK;
+    } else if (all || !unusable(zoned, index)) {
+        status = all ? reset_all_locked(zoned) : commands[type](zoned, index);
+        /* Under the same guard: death in between leaves a command that nobody has seen the effect of. */
+        if (status == VIRTIO_BLK_S_OK)
+            places_note(&zoned->places, ticket, 0, 0, 0);
+    }
     spin_unlock(&zoned->guard);
     return status;
 }

@@ -5,8 +5,8 @@
  * A write takes its place when it begins, so that the next one may follow before it has ended. What is kept
  * in the state file (mapped memory: it survives the death of the process; zoned_sync makes it survive the
  * machine's) is what was written to an end: a device that takes over sees no zone fuller than it is, and
- * takes up what was in flight again. Appends in flight are kept with their places (zoned_places.h), which
- * stay theirs.
+ * takes up what was in flight again. What was begun or done for requests in flight is kept with them
+ * (zoned_places.h): taken up again, a write has its place already, and a command is not carried out twice.
  *
  * Any thread; short spin sections inside. Sectors are of 512 bytes. Results are VIRTIO_BLK_S_... .
  */
@@ -31,26 +31,27 @@ struct zoned *zoned_create(const struct virtio_blk_zoned_options *options, uint6
                            struct error *err);
 void zoned_destroy(struct zoned *zoned);
 
-/* A write of SECTORS at SECTOR begins. AGAIN: it began before a restart, and may be behind the write pointer.
- */
-uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool again);
-/* QUEUE starts, with these requests in its inflight region: no other appends of its past will be taken up
- * again. */
+/* A write of SECTORS at SECTOR begins, or, taken up again, goes on at the place that it had. One that had not
+ * begun is judged by the write pointer like any other. */
+uint8_t zoned_write_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                          const struct zoned_ticket *ticket);
+/* QUEUE starts, with these requests in its inflight region: no others of its past will be taken up again. */
 void zoned_queue_starts(struct zoned *zoned, uint32_t queue, const struct inflight_request *requests,
                         unsigned num);
 /* An append to the zone that begins at SECTOR: *AT is where it goes; taken up again, where it went before. */
 uint8_t zoned_append_begin(struct zoned *zoned, uint64_t sector, uint64_t sectors,
                            const struct zoned_ticket *ticket, uint64_t *at);
-/* It failed, and will be answered so: taken up again it would begin anew. After zoned_write_end. */
-void zoned_append_failed(struct zoned *zoned, const struct zoned_ticket *ticket);
-/* A write or append that began ended. */
-void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors, bool ok);
+/* A write or append that began ended. Not OK: its place is not its own any more, and taken up again it would
+ * begin anew. */
+void zoned_write_end(struct zoned *zoned, uint64_t sector, uint64_t sectors,
+                     const struct zoned_ticket *ticket, bool ok);
 
 /* A read: *WRITTEN of its sectors, from the first on, were ever written; the rest reads as zeroes. */
 uint8_t zoned_read(struct zoned *zoned, uint64_t sector, uint64_t sectors, uint64_t *written);
 
-/* OPEN, CLOSE, FINISH, RESET of the zone that begins at SECTOR; RESET_ALL. */
-uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector);
+/* OPEN, CLOSE, FINISH, RESET of the zone that begins at SECTOR; RESET_ALL. Taken up again, it is not done
+ * once more if it was done. */
+uint8_t zoned_manage(struct zoned *zoned, uint32_t type, uint64_t sector, const struct zoned_ticket *ticket);
 
 /* Describes zones from the one that holds SECTOR on, at most MAX; how many. */
 unsigned zoned_report(struct zoned *zoned, uint64_t sector, struct virtio_blk_zone_descriptor *out,

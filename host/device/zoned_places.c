@@ -1,4 +1,4 @@
-/* Places of appends in flight: see zoned_places.h. */
+/* What requests in flight did to zones: see zoned_places.h. */
 #include "host/device/zoned_places.h"
 
 _Static_assert(sizeof(struct state_place) == 32, "the state file's layout");
@@ -60,7 +60,7 @@ void places_take_over(struct zoned_places *places, const struct state_place *pla
 }
 
 bool places_keep(struct zoned_places *places, uint32_t queue, const struct inflight_request *requests,
-                 unsigned num)
+                 unsigned num, void (*forgotten)(void *opaque, const struct state_place *place), void *opaque)
 {
     struct state_place *table;
     bool dropped = false;
@@ -76,6 +76,7 @@ bool places_keep(struct zoned_places *places, uint32_t queue, const struct infli
             table[requests[i].entry].reserved = le32_put(1);
     for (uint32_t entry = 0; entry < places->size; entry++)
         if (le64_get(table[entry].counter_plus_1) != 0 && le32_get(table[entry].reserved) == 0) {
+            forgotten(opaque, &table[entry]);
             set_counter(&table[entry], 0);
             dropped = true;
         }

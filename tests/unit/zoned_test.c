@@ -28,12 +28,15 @@
 #define ACTIVE_SHORT VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE
 
 static char state_path[200];
+static unsigned num_queues = 1, asked_queue;
+static bool in_order;
 
 static struct rig_options options_for(uint32_t max_open, uint32_t max_active, uint32_t max_append)
 {
     return (struct rig_options){.features = VIRTIO_BIT(VIRTIO_BLK_F_ZONED) | VIRTIO_BIT(VIRTIO_BLK_F_FLUSH) |
                                             VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC),
                                 .size = 256,
+                                .num_queues = num_queues,
                                 .device = {.request_merging = true,
                                            .discard = true,
                                            .secure_erase = true,
@@ -61,12 +64,12 @@ static void start(void)
 
 static uint8_t ask(uint32_t type, uint64_t sector, uint64_t data, uint32_t bytes, bool write)
 {
-    struct rig_request request = rig_request(0, type, sector, data, bytes, write);
+    struct rig_request request = rig_request(asked_queue, type, sector, data, bytes, write);
     uint16_t id = 0;
     uint32_t len;
 
-    rig_kick(0);
-    assert_true(rig_used(0, &id, &len));
+    rig_kick(asked_queue);
+    assert_true(rig_used(asked_queue, &id, &len));
     return rig_status(request.status);
 }
 
@@ -95,9 +98,9 @@ static uint8_t append(uint64_t sector, uint32_t sectors, uint64_t *at)
 
     memset(ptr(data), 0x77, sectors * 512);
     memset(ptr(trailer), 0xee, 9);
-    rig_add(0, segs, 3);
-    rig_kick(0);
-    assert_true(rig_used(0, &id, &len));
+    rig_add(asked_queue, segs, 3);
+    rig_kick(asked_queue);
+    assert_true(rig_used(asked_queue, &id, &len));
     memcpy(&where, ptr(trailer), 8);
     *at = le64_get(where);
     if (rig_status(trailer + 8) == OK)
@@ -623,6 +626,9 @@ static void start_tracked(struct rig_options *options, bool packed)
     options->no_start = true;
     if (packed)
         options->features |= VIRTIO_BIT(VIRTIO_F_RING_PACKED);
+    if (in_order)
+        options->features |= VIRTIO_BIT(VIRTIO_F_IN_ORDER);
+    options->device.write_error = VIRTIO_BLK_ENOSPC;
     rig_length = BYTES;
     rig_init(options);
     rig_length = 0;
@@ -710,6 +716,148 @@ static void an_append_that_was_done_is_not_done_twice(void **state)
     take_all_used();
     assert_int_equal(append_place(one), 7 * ZONE + LAST - 8);
     assert_int_equal(state_of(7), VIRTIO_BLK_ZS_FULL);
+    end_tracked();
+}
+
+/* Refused before death, but not answered: refused again, although it lies below the write pointer as only a
+ * write does that had begun. What had begun goes on. */
+static void a_write_that_was_refused_before_death_does_not_pass_after_it(void **state)
+{
+    for (unsigned packed = 0; packed < 2; packed++) {
+        struct rig_request wrong[2], right[2];
+        struct rig_options options;
+        uint64_t data;
+
+        in_order = true; /* nothing is answered while the first request is in flight */
+        start_tracked(&options, packed);
+        assert_int_equal(out(3 * ZONE, 16), OK);
+        assert_int_equal(out(4 * ZONE, ZONE), OK);
+        data = rig_alloc(8 * 512, 512);
+        memset(ptr(data), 0xfe, 8 * 512);
+        fake.hold = true;
+        rig_request(0, VIRTIO_BLK_T_IN, 0, rig_alloc(512, 512), 512, true);
+        wrong[0] = rig_request(0, VIRTIO_BLK_T_OUT, 3 * ZONE + 8, data, 8 * 512, false);
+        wrong[1] = rig_request(0, VIRTIO_BLK_T_OUT, 4 * ZONE, data, 8 * 512, false);
+        right[0] = rig_request(0, VIRTIO_BLK_T_OUT, 3 * ZONE + 16, data, 4 * 512, false);
+        right[1] = rig_request(0, VIRTIO_BLK_T_OUT, 3 * ZONE + 20, data, 4 * 512, false);
+        rig_kick(0);
+        assert_int_equal(rig_status(wrong[0].status), UNALIGNED);
+        assert_int_equal(rig_status(wrong[1].status), INVALID);
+        keep_ring();
+        keep_file();
+        die_and_start(&options);
+        assert_int_equal(rig_start(0), 0);
+        take_all_used();
+        assert_int_equal(rig.queues[0].in_flight, 0);
+        assert_int_equal(rig_status(wrong[0].status), UNALIGNED);
+        assert_int_equal(rig_status(wrong[1].status), INVALID);
+        assert_int_equal(rig_status(right[0].status), OK);
+        assert_int_equal(rig_status(right[1].status), OK);
+        assert_int_equal(fake.disk[(3 * ZONE + 8) * 512], (3 * ZONE) % 250 + 1);
+        assert_int_equal(fake.disk[4 * ZONE * 512], (4 * ZONE) % 250 + 1);
+        assert_int_equal(fake.disk[(3 * ZONE + 23) * 512], 0xfe);
+        assert_int_equal(le64_get(zone(3).z_wp), 3 * ZONE + 24);
+        end_tracked();
+        in_order = false;
+    }
+}
+
+/* A reset that was carried out, and not answered before death, does not empty what was written since; nor is
+ * any other command done again. */
+static void a_command_that_was_done_is_not_done_twice(void **state)
+{
+    for (unsigned packed = 0; packed < 2; packed++) {
+        struct rig_request commands[3];
+        struct rig_options options;
+
+        in_order = true;
+        num_queues = 2;
+        start_tracked(&options, packed);
+        num_queues = 1;
+        assert_int_equal(rig_start(1), 0);
+        assert_int_equal(out(3 * ZONE, 16), OK);
+        fake.hold = true;
+        rig_request(0, VIRTIO_BLK_T_IN, 0, rig_alloc(512, 512), 512, true);
+        commands[0] = rig_request(0, VIRTIO_BLK_T_ZONE_RESET, 3 * ZONE, 0, 0, false);
+        commands[1] = rig_request(0, VIRTIO_BLK_T_ZONE_FINISH, 4 * ZONE, 0, 0, false);
+        commands[2] = rig_request(0, VIRTIO_BLK_T_ZONE_RESET_ALL, 0, 0, 0, false);
+        rig_kick(0);
+        keep_ring();
+        fake_release_all();
+        take_all_used();
+        asked_queue = 1;
+        assert_int_equal(out(3 * ZONE, 8), OK);
+        assert_int_equal(out(4 * ZONE, 4), OK);
+        asked_queue = 0;
+        keep_file();
+        die_and_start(&options);
+        assert_int_equal(rig_start(0), 0);
+        take_all_used();
+        for (unsigned i = 0; i < 3; i++)
+            assert_int_equal(rig_status(commands[i].status), OK);
+        assert_int_equal(le64_get(zone(3).z_wp), 3 * ZONE + 8);
+        assert_int_equal(state_of(4), VIRTIO_BLK_ZS_IOPEN);
+        assert_int_equal(le64_get(zone(4).z_wp), 4 * ZONE + 4);
+        end_tracked();
+        in_order = false;
+    }
+}
+
+/* An append that is left to the region when its queue stops: another queue's goes behind it. */
+static void a_parked_append_keeps_its_place_for_who_takes_it_up_again(void **state)
+{
+    struct append_in_flight one;
+    struct rig_options options;
+    struct rig_start stopped;
+    uint64_t at;
+
+    num_queues = 2;
+    start_tracked(&options, false);
+    num_queues = 1;
+    assert_int_equal(rig_start(1), 0);
+    fake.error = -ENOSPC;
+    fake.fail_bytes = BYTES;
+    one = append_send(3, 8, 0x50);
+    assert_int_equal(rig.stops, 1);
+    stopped = rig_stop(0);
+    fake.error = 0;
+    asked_queue = 1;
+    assert_int_equal(append(3 * ZONE, 8, &at), OK);
+    assert_int_equal(at, 3 * ZONE + 8);
+    asked_queue = 0;
+    rig.setup[0].last_avail_idx = stopped.last_avail;
+    rig.setup[0].last_used_idx = stopped.last_used;
+    assert_int_equal(rig_start(0), 0);
+    take_all_used();
+    assert_int_equal(append_place(one), 3 * ZONE);
+    assert_int_equal(fake.disk[3 * ZONE * 512], 0x50);
+    assert_int_equal(fake.disk[(3 * ZONE + 8) * 512], 0x77);
+    end_tracked();
+}
+
+/* Its state is in the file, its write pointer not yet. */
+static void a_zone_that_was_being_reset_at_death_is_empty(void **state)
+{
+    const uint8_t empty = VIRTIO_BLK_ZS_EMPTY;
+    struct rig_options options;
+    int fd;
+
+    start_tracked(&options, false);
+    assert_int_equal(out(3 * ZONE, 16), OK);
+    rig_detach();
+    fd = open(state_path, O_RDWR);
+    assert_int_equal(pwrite(fd, &empty, 1, 64 + 3 * 16 + 8), 1);
+    close(fd);
+    for (unsigned round = 0; round < 2; round++) {
+        rig_attach(&options);
+        memset(rig.setup[0].inflight, 0, rig.setup[0].inflight_bytes);
+        rig_lay_out(0, 256);
+        assert_int_equal(rig_start(0), 0);
+        assert_int_equal(state_of(3), round == 0 ? VIRTIO_BLK_ZS_EMPTY : VIRTIO_BLK_ZS_EOPEN);
+        assert_int_equal(le64_get(zone(3).z_wp), 3 * ZONE);
+        assert_int_equal(manage(VIRTIO_BLK_T_ZONE_OPEN, 3 * ZONE), OK);
+        rig_detach();
+    }
     end_tracked();
 }
 
@@ -801,6 +949,7 @@ static void files_of_states_are_checked(void **state)
     const struct virtio_blk_zoned_options options = {
         .zone_sectors = ZONE, .conventional_zones = CONV, .state_path = state_path};
     struct virtio_blk_zoned_options other = options;
+    const struct zoned_ticket nobody = {0};
     struct zoned *zoned;
     struct error err = {""};
     uint8_t good[64 + ZONES * 16];
@@ -832,8 +981,8 @@ static void files_of_states_are_checked(void **state)
                 struct virtio_blk_zone_descriptor zones[ZONES];
 
                 for (unsigned z = 0; z < ZONES; z++) {
-                    zoned_write_begin(zoned, z * ZONE, 8, false);
-                    zoned_write_end(zoned, z * ZONE, 8, true);
+                    zoned_write_begin(zoned, z * ZONE, 8, &nobody);
+                    zoned_write_end(zoned, z * ZONE, 8, &nobody, true);
                     assert_int_equal(zoned_read(zoned, z * ZONE, 8, &written) & ~(unsigned)INVALID, 0);
                     assert_true(written <= 8);
                 }
@@ -891,6 +1040,10 @@ int main(void)
         cmocka_unit_test(states_survive_a_restart),
         cmocka_unit_test(appends_taken_up_again_go_where_they_went),
         cmocka_unit_test(an_append_that_was_done_is_not_done_twice),
+        cmocka_unit_test(a_write_that_was_refused_before_death_does_not_pass_after_it),
+        cmocka_unit_test(a_command_that_was_done_is_not_done_twice),
+        cmocka_unit_test(a_parked_append_keeps_its_place_for_who_takes_it_up_again),
+        cmocka_unit_test(a_zone_that_was_being_reset_at_death_is_empty),
         cmocka_unit_test(appends_of_a_front_end_that_is_gone_are_forgotten),
         cmocka_unit_test(places_survive_another_layout),
         cmocka_unit_test(files_of_states_are_checked),
