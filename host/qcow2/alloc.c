@@ -136,6 +136,11 @@ int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint
 {
     struct qcow2_need need = {0};
     uint64_t start = 0, checked = 0;
+    if (count >= 1ull << s->refblock_bits) { /* no range of one block has room for it and the block */
+        if (fresh)
+            *fresh = true;
+        return qcow2_co_alloc_with_blocks(s, count, host);
+    }
     int ret = co_alloc_in_hole(s, count, host, fresh);
     if (ret != -ENOSPC)
         return ret;

@@ -359,6 +359,10 @@ int coroutine_fn qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uin
 int coroutine_fn qcow2_co_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *refcount);
 int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key);
 int coroutine_fn qcow2_co_make_refcount_block(struct qcow2 *s, uint64_t index);
+/* COUNT clusters next to each other, behind everything else, and in front of them the blocks that count them:
+ * for more than a block counts, which would lie in the way if it were made in its own range. They read as
+ * zeroes. */
+int coroutine_fn qcow2_co_alloc_with_blocks(struct qcow2 *s, uint64_t count, uint64_t *host);
 
 /* ---- alloc.c ---- */
 

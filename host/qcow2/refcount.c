@@ -282,14 +282,31 @@ static int coroutine_fn co_new_block(struct qcow2 *s, uint64_t index)
     }
 }
 
-/* A larger table, so that it has entry INDEX. New blocks and the table itself lie together at the start of a
- * range that no block counts yet, and the blocks count them. */
-static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index)
+/* [lock] What is written from HOST on is no zeroes any more, whether it comes to be used or not. */
+static void not_fresh(struct qcow2 *s, uint64_t host, uint64_t clusters)
+{
+    s->fresh_from = max_u64(s->fresh_from, host + (clusters << s->cluster_bits));
+}
+
+/* Block B of those that lie together from cluster FIRST on, which is where the first one's range begins: they
+ * count USED clusters from there on, themselves among them. */
+static int coroutine_fn co_write_block(struct qcow2 *s, uint64_t first, uint64_t b, uint64_t used, void *buf)
+{
+    uint64_t per_block = 1ull << s->refblock_bits;
+    memset(buf, 0, s->cluster_bytes);
+    for (uint64_t i = 0; i < per_block && b * per_block + i < used; i++)
+        qcow2_refcount_set_raw(buf, s->refcount_order, i, 1);
+    return node_co_pwrite(s->node->file, (first + b) << s->cluster_bits, buf, s->cluster_bytes, 0);
+}
+
+/* A larger table, so that it has entry INDEX, and MORE entries behind its own. New blocks and the table
+ * itself lie together at the start of a range that no block counts yet, and the blocks count them. */
+static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index, uint64_t more)
 {
     uint64_t per_block = 1ull << s->refblock_bits, per_table_cluster = s->cluster_bytes / 8;
     uint64_t first = index << s->refblock_bits, blocks = 1, table_clusters, entries;
     for (;;) {
-        entries = max_u64(index + blocks + 1, s->reftable_entries + s->reftable_entries / 2);
+        entries = max_u64(index + blocks + 1 + more, s->reftable_entries + s->reftable_entries / 2);
         table_clusters = (entries + per_table_cluster - 1) / per_table_cluster;
         entries = table_clusters * per_table_cluster;
         if (blocks * per_block >= blocks + table_clusters)
@@ -303,6 +320,8 @@ static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index)
     qcow2_lock(s);
     bool overlaps =
         qcow2_overlap_check(s, host, used << s->cluster_bits, QCOW2_OL_NONE, NULL) != QCOW2_OL_NONE;
+    if (!overlaps)
+        not_fresh(s, host, used);
     qcow2_unlock(s);
     if (overlaps)
         return -EIO;
@@ -313,12 +332,8 @@ static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index)
     uint8_t *dirty = calloc(entries / 64 + 1, 1);
     be64 *out = qcow2_buffer_get(s);
     int ret = table && dirty && out ? qcow2_co_extend_file(s, host + (used << s->cluster_bits)) : -ENOMEM;
-    for (uint64_t b = 0; ret == 0 && b < blocks; b++) {
-        memset(out, 0, s->cluster_bytes);
-        for (uint64_t i = 0; i < per_block && b * per_block + i < used; i++)
-            qcow2_refcount_set_raw(out, s->refcount_order, i, 1);
-        ret = node_co_pwrite(s->node->file, host + (b << s->cluster_bits), out, s->cluster_bytes, 0);
-    }
+    for (uint64_t b = 0; ret == 0 && b < blocks; b++)
+        ret = co_write_block(s, first, b, used, out);
     if (ret == 0) {
         /* Nobody else changes the table: making_ref is ours. */
         memcpy(table, s->reftable, (size_t)s->reftable_entries * 8);
@@ -364,7 +379,6 @@ static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index)
     s->reftable_entries = (uint32_t)entries;
     s->reftable_dirty = dirty;
     s->reftable_nb_dirty = 0;
-    s->fresh_from = max_u64(s->fresh_from, host + (used << s->cluster_bits));
     qcow2_overlap_remove(s, old_offset, old_bytes);
     (void)qcow2_overlap_add(s, host, blocks << s->cluster_bits, QCOW2_OL_REFCOUNT_BLOCK);
     (void)qcow2_overlap_add(s, table_offset, table_clusters << s->cluster_bits, QCOW2_OL_REFCOUNT_TABLE);
@@ -394,7 +408,80 @@ int coroutine_fn qcow2_co_make_refcount_block(struct qcow2 *s, uint64_t index)
     s->making_ref = &making;
     qcow2_unlock(s);
 
-    int ret = grow ? co_grow_table(s, index) : co_new_block(s, index);
+    int ret = grow ? co_grow_table(s, index, 0) : co_new_block(s, index);
+
+    qcow2_lock(s);
+    s->making_ref = NULL;
+    co_queue_wake_all(&making.waiters);
+    qcow2_unlock(s);
+    return ret;
+}
+
+/* The first range behind all that blocks count and behind all that was ever written. */
+static uint64_t free_range(struct qcow2 *s)
+{
+    qcow2_lock(s);
+    uint64_t range = s->cluster_bytes << s->refblock_bits, index = s->reftable_entries;
+    while (index && !s->reftable[index - 1])
+        index--;
+    index = max_u64(index, (s->fresh_from + range - 1) / range);
+    qcow2_unlock(s);
+    return index;
+}
+
+static int coroutine_fn co_make_counted_run(struct qcow2 *s, uint64_t count, uint64_t *host)
+{
+    uint64_t index = free_range(s), blocks = 1;
+    while (blocks << s->refblock_bits < blocks + count)
+        blocks++;
+    int ret = 0;
+    if (index + blocks > s->reftable_entries) {
+        ret = co_grow_table(s, index, blocks + 1);
+        index = free_range(s);
+    }
+    uint64_t first = index << s->refblock_bits, used = blocks + count, start = first << s->cluster_bits;
+    if (ret < 0)
+        return ret;
+    if (index + blocks > s->reftable_entries || first + used > QCOW2_L2_OFFSET_MASK >> s->cluster_bits)
+        return -EFBIG;
+    qcow2_lock(s);
+    bool overlaps =
+        qcow2_overlap_check(s, start, used << s->cluster_bits, QCOW2_OL_NONE, NULL) != QCOW2_OL_NONE;
+    if (!overlaps)
+        not_fresh(s, start, used);
+    qcow2_unlock(s);
+    if (overlaps)
+        return -EIO;
+    void *buf = qcow2_buffer_get(s);
+    ret = buf ? qcow2_co_extend_file(s, start + (used << s->cluster_bits)) : -ENOMEM;
+    for (uint64_t b = 0; ret == 0 && b < blocks; b++)
+        ret = co_write_block(s, first, b, used, buf);
+    qcow2_buffer_put(s, buf);
+    if (ret < 0)
+        return ret;
+    qcow2_lock(s);
+    for (uint64_t b = 0; b < blocks; b++)
+        reftable_set(s, index + b, start + (b << s->cluster_bits));
+    (void)qcow2_overlap_add(s, start, blocks << s->cluster_bits, QCOW2_OL_REFCOUNT_BLOCK);
+    qcow2_unlock(s);
+    *host = start + (blocks << s->cluster_bits);
+    return 0;
+}
+
+int coroutine_fn qcow2_co_alloc_with_blocks(struct qcow2 *s, uint64_t count, uint64_t *host)
+{
+    struct qcow2_making making = {.key = 0};
+    qcow2_lock(s);
+    while (s->making_ref)
+        co_queue_wait(&s->making_ref->waiters, &s->lock);
+    bool exchanging = s->exchanging;
+    if (!exchanging)
+        s->making_ref = &making;
+    qcow2_unlock(s);
+    if (exchanging)
+        return -EIO;
+
+    int ret = co_make_counted_run(s, count, host);
 
     qcow2_lock(s);
     s->making_ref = NULL;

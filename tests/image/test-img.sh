@@ -160,6 +160,13 @@ fill r.qcow2 3
 ok "resize smaller only with --shrink" status 1 "$img" resize r.qcow2 2M
 ok "resize --shrink" bash -c "'$img' resize --shrink r.qcow2 2M && qemu-img check r.qcow2 && '$img' resize r.qcow2 4M && qemu-io -c 'read -P 0 2M 2M' r.qcow2 | tee out && ! grep failed out"
 ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -en 'input | .[-1].present'"
+# An L1 table of more clusters than one refcount block counts: its blocks must not come to lie in its way.
+for bits in 1 16 64; do
+    "$img" create -q -f qcow2 -o cluster_size=512,refcount_bits=$bits long.qcow2 1M
+    ok "resize to an L1 table longer than a refcount block's range, $bits bits" bash -c "timeout 60 '$img' resize -q long.qcow2 8G && qemu-img check -q long.qcow2 && test \$(stat -c %s long.qcow2) -lt 8388608"
+done
+qemu-io -c 'write -q -P 7 5G 64k' long.qcow2
+ok "a snapshot of it, gone back to and deleted" bash -c "timeout 60 '$img' snapshot -c one long.qcow2 && qemu-img check -q long.qcow2 && qemu-io -c 'write -q -P 9 5G 64k' long.qcow2 && '$img' snapshot -a one long.qcow2 && qemu-img check -q long.qcow2 && qemu-io -c 'read -P 7 5G 64k' long.qcow2 | tee out && ! grep failed out && '$img' snapshot -d one long.qcow2 && qemu-img check -q long.qcow2"
 ok "a size that is none" status 2 "$img" resize r.qcow2 12Q
 
 # ---- check ----
