@@ -457,6 +457,23 @@ no_memory:
     return -ENOMEM;
 }
 
+void ring_inflight_begin_anew(bool packed, void *region, size_t bytes)
+{
+    struct vhost_user_inflight_split *split = region;
+    struct vhost_user_inflight_packed *ring = region;
+    uint16_t size;
+
+    if (bytes < ring_inflight_bytes(packed, 0))
+        return;
+    size = packed ? LOAD(ring->desc_num) : LOAD(split->desc_num);
+    if (LOAD(split->version) != 1 || ring_inflight_bytes(packed, size) > bytes)
+        return;
+    for (uint16_t i = 0; i < size; i++)
+        if (packed ? LOAD(ring->desc[i].inflight) : LOAD(split->desc[i].inflight))
+            return;
+    STORE(split->version, 0);
+}
+
 void ring_inflight_free(struct ring_inflight *inflight)
 {
     free(inflight->batch);

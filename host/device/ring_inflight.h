@@ -61,6 +61,10 @@ int ring_inflight_init(struct ring_inflight *inflight, void *region, size_t byte
                        const char **why);
 void ring_inflight_free(struct ring_inflight *inflight);
 
+/* Before ring_inflight_init: the ring's position was set anew by somebody who knew where the one before stood
+ * (a queue that was reset, say). Makes REGION a fresh one, unless something is in flight in it. */
+void ring_inflight_begin_anew(bool packed, void *region, size_t bytes);
+
 /* A request was taken off a split ring. */
 void ring_inflight_split_popped(struct ring_inflight *inflight, uint16_t head);
 

@@ -36,6 +36,10 @@ struct vring {
     bool has_addr;
     uint32_t size; /* 0: not set */
     uint32_t base; /* as in SET_VRING_BASE: 16 bits for a split ring, twice 16 for a packed one */
+    /* The front end could know where the ring stood, and has set BASE since: that holds, not what the
+     * inflight region says of the ring before (a queue that was reset begins at its start, virtio 2.6.1.1.1).
+     */
+    bool base_told, base_set_anew;
     struct vhost_user_vring_addr addr;
     int kick_fd, call_fd, err_fd; /* -1: none */
     /* A translation that was asked for, or has to be when the channel has room. A question is not asked

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/virtio_ring.h"
+#include "host/device/ring_inflight.h"
 #include "host/vhost_user/connection.h"
 #include "host/vhost_user/shared_files.h"
 
@@ -226,6 +227,8 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
                              r->size, c->inflight_queues, c->inflight_queue_size);
         setup.inflight_bytes = inflight_queue_bytes(c->inflight_queue_size);
         setup.inflight = c->inflight.data + index * setup.inflight_bytes;
+        if (r->base_set_anew)
+            ring_inflight_begin_anew(packed, setup.inflight, setup.inflight_bytes);
     } else if (virtio_blk_may_park(c->options->device)) {
         setup.inflight_bytes = inflight_queue_bytes((uint16_t)r->size);
         if (!r->parking)
@@ -239,6 +242,7 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
     if (ret < 0)
         return error_prefix(err, ret, "ring %u", index);
     r->runs = true;
+    r->base_told = r->base_set_anew = false;
     return 0;
 }
 
@@ -292,7 +296,8 @@ void coroutine_fn rings_reset(struct vhost_user_connection *c)
         /* BASE stays: QEMU 7.2 sets the status to 0 first and asks GET_VRING_BASE afterwards, when the guest
          * is stopped or migrated. Whoever starts the ring anew sets it. */
         fd_replace(&r->kick_fd, -1);
-        *r = (struct vring){.base = r->base, .kick_fd = -1, .call_fd = r->call_fd, .err_fd = r->err_fd};
+        *r = (struct vring){
+            .base = r->base, .base_told = true, .kick_fd = -1, .call_fd = r->call_fd, .err_fd = r->err_fd};
     }
     rings_hand_on(c);
 }
@@ -350,8 +355,10 @@ int coroutine_fn handle_set_vring_addr(struct vhost_user_connection *c, struct v
 int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct vhost_user_message *m,
                                        struct vhost_user_message *reply, struct error *err)
 {
-    ring_forget_parked(&c->rings[m->payload.state.index]);
-    c->rings[m->payload.state.index].base = m->payload.state.num;
+    struct vring *r = &c->rings[m->payload.state.index];
+    ring_forget_parked(r);
+    r->base = m->payload.state.num;
+    r->base_set_anew = r->base_told;
     return 0;
 }
 
@@ -363,6 +370,7 @@ int coroutine_fn handle_get_vring_base(struct vhost_user_connection *c, struct v
     ring_stop(c, index);
     r->started = false;
     r->broken = false;
+    r->base_told = true;
     /* A kick that comes late must not start it again: only SET_VRING_KICK does. */
     fd_replace(&r->kick_fd, -1);
     /* Before the answer: whoever hears it may start the other process. */

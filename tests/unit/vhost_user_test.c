@@ -353,6 +353,53 @@ static void an_inflight_region_is_given_out_and_taken_back(void **state)
     server_is_well();
 }
 
+/* 34: a queue that is reset and set up again (2.6.1) begins at its start, whatever the inflight region says
+ * of the ring before: the front end that was told where that one stood has set another position. */
+static void checklist_34_a_ring_set_up_anew_does_not_go_on_in_the_inflight_region(void **state)
+{
+    for (unsigned round = 0; round < 4; round++) {
+        bool packed = round & 1, whole_device = round & 2;
+        uint64_t features = FEATURES_USED | VIRTIO_BIT(VHOST_USER_F_PROTOCOL_FEATURES) |
+                            (packed ? VIRTIO_BIT(VIRTIO_F_RING_PACKED) : VIRTIO_BIT(VIRTIO_F_RING_RESET));
+        struct vhost_user_inflight give = {
+            .num_queues = 1, .queue_size = GUEST_RING_SIZE, .mmap_size = 1 << 16};
+        struct client_guest g;
+        int fd = front_end(), region = memfd_create("inflight", MFD_CLOEXEC);
+        assert_int_equal(ftruncate(region, 1 << 16), 0);
+        guest_open(&g);
+        client_send_u64(fd, VHOST_USER_SET_FEATURES, features);
+        guest_send_memory(&g, fd);
+        assert_int_equal(client_acked(fd, VHOST_USER_SET_INFLIGHT_FD, &give, sizeof give, &region, 1), 0);
+        for (unsigned life = 0; life < 3; life++) {
+            memset(g.memory, 0, GUEST_BYTES);
+            g.avail_idx = g.packed_next = 0;
+            g.packed_wrap = true;
+            guest_send_ring(&g, fd, 0, packed ? 0x80008000u : 0);
+            client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+            client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
+            for (unsigned i = 0; i < 5; i++) {
+                if (packed)
+                    guest_submit_packed(&g, 0, i, VIRTIO_BLK_T_IN);
+                else
+                    guest_submit_read(&g, 0, i);
+                guest_kick(&g);
+                for (int ms = 0; ms < 2000 && guest_status(&g, i) == 0xff; ms++)
+                    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+                assert_int_equal(guest_status(&g, i), VIRTIO_BLK_S_OK);
+            }
+            if (whole_device) {
+                client_send(fd, VHOST_USER_RESET_DEVICE, NULL, 0, NULL, 0);
+                client_send_u64(fd, VHOST_USER_SET_FEATURES, features);
+            }
+            assert_int_equal(get_vring_base(fd, 0), packed ? 0x800f800fu : 5);
+        }
+        close(fd);
+        close(region);
+        guest_close(&g);
+        server_is_well();
+    }
+}
+
 static bool log_bit(const uint8_t *log, uint64_t addr)
 {
     return log[addr / 4096 / 8] >> (addr / 4096 % 8) & 1;
@@ -657,6 +704,7 @@ int main(void)
         cmocka_unit_test(memory_may_be_replaced_while_the_ring_runs),
         cmocka_unit_test(a_memory_file_cut_short_ends_that_connection_only),
         cmocka_unit_test(an_inflight_region_is_given_out_and_taken_back),
+        cmocka_unit_test(checklist_34_a_ring_set_up_anew_does_not_go_on_in_the_inflight_region),
         cmocka_unit_test(writes_to_guest_memory_are_marked_in_the_dirty_log),
         cmocka_unit_test(a_log_of_8_bytes_is_survived),
         cmocka_unit_test(a_message_may_come_in_pieces),
