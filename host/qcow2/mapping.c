@@ -234,9 +234,13 @@ int qcow2_l2_writable(struct qcow2 *s, uint64_t offset, uint32_t *slot, uint64_t
 void coroutine_fn qcow2_co_forget_l2(struct qcow2 *s)
 {
     qcow2_lock(s);
-    for (size_t i = 0; i < (size_t)s->l2.nb_sets * TABLE_CACHE_WAYS; i++) {
-        while (s->l2.slots[i].state == SLOT_LOADING)
+    for (size_t i = 0; i < (size_t)s->l2.nb_sets * TABLE_CACHE_WAYS;) {
+        if (s->l2.slots[i].state == SLOT_LOADING) {
             co_queue_wait(&s->l2.slots[i].waiters, &s->lock);
+            i = 0; /* a reader may have begun to load another one meanwhile */
+        } else {
+            i++;
+        }
     }
     table_cache_forget(&s->l2, 0, TABLE_CACHE_NONE);
     qcow2_unlock(s);

@@ -525,6 +525,60 @@ static void failing_body(void *arg)
     }
 }
 
+/* ---- forgetting the cache while readers load ---- */
+
+static bool forgotten;
+
+static void forget_body(void *arg)
+{
+    qcow2_co_forget_l2(q);
+    forgotten = true;
+}
+
+static uint32_t begin_load(uint64_t key)
+{
+    qcow2_lock(q);
+    int64_t slot = table_cache_claim(&q->l2, key);
+    qcow2_unlock(q);
+    assert_true(slot >= 0);
+    return (uint32_t)slot;
+}
+
+static void end_load(uint32_t slot)
+{
+    qcow2_lock(q);
+    assert_int_equal(q->l2.slots[slot].state, SLOT_LOADING);
+    table_cache_loaded(&q->l2, slot, NULL);
+    qcow2_unlock(q);
+    co_sleep_ns(1000000);
+}
+
+static void forget_loading_body(void *arg)
+{
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    uint32_t late = begin_load(q->l2.nb_sets - 1);
+    forgotten = false;
+    struct coroutine *co = co_create(forget_body, NULL);
+    assert_non_null(co);
+    co_enter(co);
+    uint32_t early = begin_load(0); /* behind the place where it waits */
+    assert_true(early < late);
+    end_load(late);
+    assert_false(forgotten);
+    end_load(early);
+    assert_true(forgotten);
+    assert_int_equal(table_cache_find(&q->l2, 0), -1);
+    assert_int_equal(table_cache_find(&q->l2, q->l2.nb_sets - 1), -1);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void no_slice_is_forgotten_while_it_is_loaded(void **state)
+{
+    in_coroutine(forget_loading_body);
+}
+
 /* ---- a damaged image ---- */
 
 static uint64_t bad_entry;
@@ -618,6 +672,7 @@ int main(void)
         cmocka_unit_test(freed_clusters_wait),
         cmocka_unit_test(contiguous_clusters_are_one_read),
         cmocka_unit_test(a_failed_fsync_stays_failed),
+        cmocka_unit_test(no_slice_is_forgotten_while_it_is_loaded),
         cmocka_unit_test(a_discard_frees_no_metadata_and_no_foreign_cluster),
         cmocka_unit_test(the_file_does_not_follow_refcounts_of_what_is_not_there),
         cmocka_unit_test(every_update_fails),
