@@ -436,6 +436,7 @@ int ring_inflight_init(struct ring_inflight *inflight, void *region, size_t byte
     } else if (version == 0) {
         /* Nothing was ever in it: what the ring says holds, whatever its indexes are. */
         result = 0;
+        inflight->fresh = true;
         if (vq->packed) {
             packed_fresh(inflight, vq);
         } else if ((uint16_t)(vq->split.last_avail - vq->split.used_idx) > vq->size) {

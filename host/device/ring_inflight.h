@@ -36,6 +36,7 @@ struct ring_inflight {
         struct vhost_user_inflight_packed *packed;
     };
     bool is_packed;
+    bool fresh; /* nobody has used the region before */
     uint16_t size;
     uint64_t counter; /* of the next request */
     uint16_t *batch;  /* entries pushed and not published */

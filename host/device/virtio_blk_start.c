@@ -59,8 +59,11 @@ static void control_start(void *opaque)
     }
     if (queue->repoll_ns)
         loop_timer_arm(queue->loop, &queue->repoll, world_now_ns() + queue->repoll_ns);
-    /* Whoever served this ring before may have died between publishing and interrupting. */
-    if (queue->call_fd >= 0 && virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0))
+    /* Whoever served this ring before may have died between publishing and interrupting. The place of the
+     * beginning is that of every so many laps, too: only without a used region does it mean a ring just made.
+     */
+    if (queue->call_fd >= 0 && ((queue->track_inflight && !queue->inflight.fresh) ||
+                                virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0)))
         virtio_blk_queue_write_call(queue);
     /* Work that was there before the first kick. */
     virtio_blk_handle_queue(queue);

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -327,6 +328,24 @@ static void a_fresh_region_over_a_used_ring_starts_from_the_ring(void **state)
     rig_fini();
 }
 
+/* Whoever was killed may have shown its answers and told nobody. Its successor does, even where the ring
+ * stands at the place of its beginning, as it does again and again (a packed one after every second lap). */
+static void a_successor_tells_the_driver_wherever_the_ring_stands(void **state)
+{
+    int call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    uint64_t count;
+
+    start(*state, 0);
+    rig.setup[0].call_fd = call;
+    assert_int_equal(rig_start(0), 0);
+    rig_stop(0);
+    assert_int_equal(read(call, &count, sizeof(count)), -1); /* a ring just made has nothing to tell of */
+    assert_int_equal(rig_start(0), 0);
+    assert_int_equal(read(call, &count, sizeof(count)), sizeof(count));
+    rig_fini();
+    close(call);
+}
+
 static void a_clean_stop_leaves_a_region_that_can_be_used_again(void **state)
 {
     start(*state, 5);
@@ -441,6 +460,7 @@ static const struct {
     CASE(death_at_any_store_loses_and_repeats_nothing),
     CASE(requests_are_taken_up_in_their_order),
     CASE(a_fresh_region_over_a_used_ring_starts_from_the_ring),
+    CASE(a_successor_tells_the_driver_wherever_the_ring_stands),
     CASE(a_clean_stop_leaves_a_region_that_can_be_used_again),
     CASE(regions_that_make_no_sense_are_refused),
     CASE(any_bytes_in_the_region_do_no_harm),
