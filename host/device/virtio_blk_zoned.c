@@ -22,6 +22,8 @@ static void zero_tail(struct virtio_blk_request *request, uint64_t bytes)
     request->zero_bytes = request->bytes - bytes;
     request->bytes = bytes;
     sg_zero(sg_advance(tail, bytes), request->zero_bytes);
+    if (request->queue->log.bits)
+        dirty_log_mark_iov(&request->queue->log, request->queue->memory, request->iov, request->niov);
     request->niov = 0;
     while (bytes > 0) {
         struct iovec *piece = &request->iov[request->niov++];
@@ -73,8 +75,6 @@ bool virtio_blk_zoned_begin(struct virtio_blk_request *request)
     }
     if (written == sectors)
         return true;
-    if (queue->log.bits)
-        dirty_log_mark_iov(&queue->log, queue->memory, request->iov, request->niov);
     zero_tail(request, written * VIRTIO_BLK_SECTOR_BYTES);
     if (written > 0)
         return true;
