@@ -335,6 +335,9 @@ static bool has_page(const struct check *check, uint64_t cluster)
     return cluster >> CHECK_PAGE_BITS < check->nb_pages && check->pages[cluster >> CHECK_PAGE_BITS];
 }
 
+/* Refcounts, for one taking of the lock */
+#define COMPARED_AT_ONCE 128u
+
 static void coroutine_fn co_compare(struct check *check)
 {
     struct qcow2 *s = check->s;
@@ -345,29 +348,32 @@ static void coroutine_fn co_compare(struct check *check)
     if (check->rebuild)
         return; /* what the structures say means nothing */
     check->result->image_end_offset = 0;
-    for (uint64_t c = 0; c < end; c++) {
-        uint64_t refcount = 0;
+    for (uint64_t c = 0, count; c < end; c += count) {
+        uint64_t refcounts[COMPARED_AT_ONCE] = {0};
         bool has_block = c < covered && s->reftable[c >> s->refblock_bits];
+        uint64_t block_end = c >= covered ? end : ((c >> s->refblock_bits) + 1) << s->refblock_bits;
         /* Whole ranges without a block and without references. */
         if (!has_block && !has_page(check, c)) {
-            uint64_t block_end = c >= covered ? end : ((c >> s->refblock_bits) + 1) << s->refblock_bits;
-            c = min_u64(block_end, ((c >> CHECK_PAGE_BITS) + 1) << CHECK_PAGE_BITS) - 1;
+            count = min_u64(block_end, ((c >> CHECK_PAGE_BITS) + 1) << CHECK_PAGE_BITS) - c;
             continue;
         }
-        int ret = has_block ? qcow2_co_refcount_get(s, c, &refcount) : 0;
+        count = min_u64(min_u64(end - c, COMPARED_AT_ONCE), in_slice - (c & (in_slice - 1)));
+        int ret = has_block ? qcow2_co_refcounts_get(s, c, (uint32_t)count, refcounts) : 0;
         if (ret < 0) {
             check_say(check, "ERROR: the refcounts from cluster %llu on cannot be read: %s",
                       (unsigned long long)c, strerror(-ret));
             check->result->check_errors += ret != -EIO || !check->rebuild;
             check->rebuild = true;
-            c |= in_slice - 1;
+            count = in_slice - (c & (in_slice - 1));
             continue;
         }
-        uint32_t references = check_references(check, c);
-        if (refcount)
-            check->result->image_end_offset = (c + 1) << s->cluster_bits;
-        if (refcount != references)
-            co_compare_one(check, c, refcount, references);
+        for (uint64_t i = 0; i < count; i++) {
+            uint32_t references = check_references(check, c + i);
+            if (refcounts[i])
+                check->result->image_end_offset = (c + i + 1) << s->cluster_bits;
+            if (refcounts[i] != references)
+                co_compare_one(check, c + i, refcounts[i], references);
+        }
     }
 }
 

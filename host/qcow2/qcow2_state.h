@@ -357,6 +357,9 @@ int qcow2_refcount_change(struct qcow2 *s, uint64_t cluster, uint64_t count, int
 /* The same, not under the lock. */
 int coroutine_fn qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uint64_t count, int delta);
 int coroutine_fn qcow2_co_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *refcount);
+/* Those of COUNT clusters one after the other: a few hundred at most, the lock is held meanwhile. */
+int coroutine_fn qcow2_co_refcounts_get(struct qcow2 *s, uint64_t cluster, uint32_t count,
+                                        uint64_t *refcounts);
 int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key);
 int coroutine_fn qcow2_co_make_refcount_block(struct qcow2 *s, uint64_t index);
 /* COUNT clusters next to each other, behind everything else, and in front of them the blocks that count them:

@@ -157,20 +157,28 @@ int coroutine_fn qcow2_co_refcount_change(struct qcow2 *s, uint64_t cluster, uin
     return 0;
 }
 
-int coroutine_fn qcow2_co_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *refcount)
+int coroutine_fn qcow2_co_refcounts_get(struct qcow2 *s, uint64_t cluster, uint32_t count,
+                                        uint64_t *refcounts)
 {
     struct qcow2_need need = {0};
-    int ret;
+    int ret = 0;
     qcow2_lock(s);
-    while ((ret = qcow2_refcount_get(s, cluster, refcount, &need)) == -EAGAIN) {
-        qcow2_unlock(s);
-        ret = qcow2_co_satisfy(s, &need);
-        if (ret < 0)
-            return ret;
-        qcow2_lock(s);
+    for (uint32_t i = 0; i < count && ret == 0; i++) {
+        while ((ret = qcow2_refcount_get(s, cluster + i, &refcounts[i], &need)) == -EAGAIN) {
+            qcow2_unlock(s);
+            ret = qcow2_co_satisfy(s, &need);
+            if (ret < 0)
+                return ret;
+            qcow2_lock(s);
+        }
     }
     qcow2_unlock(s);
     return ret;
+}
+
+int coroutine_fn qcow2_co_refcount_get(struct qcow2 *s, uint64_t cluster, uint64_t *refcount)
+{
+    return qcow2_co_refcounts_get(s, cluster, 1, refcount);
 }
 
 int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key)
