@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # For test-qcow2-pairs-N.sh: one slice of four of the combinations of the format's options (tests/image/tool_pairs.c).
 # Short: every two values together, 150 operations each. RINGSIDE_SIZE=long: every combination that QEMU can create,
-# 10,000 operations each; a core is busy with a slice for one to two hours.
+# 10,000 operations each; a core is busy with a slice for half an hour to an hour.
 . "$(dirname "$0")/../lib.sh"
 memory=$tmp
 [ -d /dev/shm ] && [ -w /dev/shm ] && memory=$(mktemp -d /dev/shm/ringside-pairs.XXXXXX)
