@@ -334,6 +334,21 @@ uint16_t ring_inflight_packed_popped(struct ring_inflight *inflight, uint16_t nu
 
 /* ---- both ---- */
 
+/* Of the region's `features`, which no version of the format has any of: known to us alone, and safe to miss.
+ */
+#define FEATURE_WRITE_THROUGH (1ull << 63)
+
+void ring_inflight_note_write_through(struct ring_inflight *inflight, bool on)
+{
+    /* Both layouts have it at the same place. */
+    STORE(inflight->split->features, on ? FEATURE_WRITE_THROUGH : 0);
+}
+
+bool ring_inflight_write_through(const struct ring_inflight *inflight)
+{
+    return LOAD(inflight->split->features) & FEATURE_WRITE_THROUGH;
+}
+
 void ring_inflight_pushed(struct ring_inflight *inflight, uint16_t entry)
 {
     inflight->batch[inflight->num_batch++] = entry;

@@ -66,6 +66,11 @@ void ring_inflight_free(struct ring_inflight *inflight);
  * (a queue that was reset, say). Makes REGION a fresh one, unless something is in flight in it. */
 void ring_inflight_begin_anew(bool packed, void *region, size_t bytes);
 
+/* The driver asked for a write-through cache: its successor's front end may not say so again. Control thread.
+ */
+void ring_inflight_note_write_through(struct ring_inflight *inflight, bool on);
+bool ring_inflight_write_through(const struct ring_inflight *inflight);
+
 /* A request was taken off a split ring. */
 void ring_inflight_split_popped(struct ring_inflight *inflight, uint16_t head);
 

@@ -227,7 +227,10 @@ int virtio_blk_set_features(struct virtio_blk *device, uint64_t features)
     device->features = features;
     /* 5.2.5.2: with CONFIG_WCE but without FLUSH the cache starts as write-through. */
     if (features & VIRTIO_BIT(VIRTIO_BLK_F_CONFIG_WCE))
-        __atomic_store_n(&device->writeback, !!(features & VIRTIO_BIT(VIRTIO_BLK_F_FLUSH)), __ATOMIC_RELAXED);
+        __atomic_store_n(&device->writeback,
+                         (features & VIRTIO_BIT(VIRTIO_BLK_F_FLUSH)) &&
+                             device->writeback_written != WRITEBACK_OFF,
+                         __ATOMIC_RELAXED);
     apply_write_cache(device);
     return 0;
 }
@@ -254,8 +257,28 @@ int virtio_blk_config_write(struct virtio_blk *device, uint32_t offset, const vo
         return -EINVAL;
     memcpy(&value, buf, 1);
     __atomic_store_n(&device->writeback, value != 0, __ATOMIC_RELAXED);
+    device->writeback_written = value ? WRITEBACK_ON : WRITEBACK_OFF;
     apply_write_cache(device);
+    for (unsigned i = 0; i < device->options.num_queues; i++) {
+        struct virtio_blk_queue *queue = &device->queues[i];
+
+        if (__atomic_load_n(&queue->state, __ATOMIC_ACQUIRE) != QUEUE_STOPPED && queue->track_inflight)
+            ring_inflight_note_write_through(&queue->inflight, !value);
+    }
     return 0;
+}
+
+void virtio_blk_share_cache_mode(struct virtio_blk *device, struct virtio_blk_queue *queue)
+{
+    struct ring_inflight *inflight = &queue->inflight;
+
+    if (device->writeback_written == WRITEBACK_NOT_WRITTEN && !inflight->fresh &&
+        ring_inflight_write_through(inflight)) {
+        device->writeback_written = WRITEBACK_OFF;
+        __atomic_store_n(&device->writeback, 0, __ATOMIC_RELAXED);
+        apply_write_cache(device);
+    }
+    ring_inflight_note_write_through(inflight, device->writeback_written == WRITEBACK_OFF);
 }
 
 void virtio_blk_set_events(struct virtio_blk *device, const struct virtio_blk_events *events)
@@ -271,10 +294,16 @@ bool virtio_blk_needs_reset(const struct virtio_blk *device)
 void virtio_blk_reset(struct virtio_blk *device)
 {
     device->features = 0;
-    __atomic_store_n(&device->writeback, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&device->writeback, device->writeback_written != WRITEBACK_OFF, __ATOMIC_RELAXED);
     __atomic_store_n(&device->broken, 0, __ATOMIC_RELAXED);
     /* Until something is negotiated a driver may count on nothing but durable writes. */
     blk_set_write_cache(device->blk, false);
+}
+
+void virtio_blk_forget_driver(struct virtio_blk *device)
+{
+    device->writeback_written = WRITEBACK_NOT_WRITTEN;
+    virtio_blk_reset(device);
 }
 
 void virtio_blk_resume(struct virtio_blk *device)

@@ -98,8 +98,13 @@ void virtio_blk_set_events(struct virtio_blk *device, const struct virtio_blk_ev
  * thread. */
 bool virtio_blk_needs_reset(const struct virtio_blk *device);
 
-/* Device reset (2.4), after all queues were stopped: nothing is negotiated any more. */
+/* Device reset (2.4), after all queues were stopped: nothing is negotiated any more. A cache mode that the
+ * driver has written to the configuration stays. */
 void virtio_blk_reset(struct virtio_blk *device);
+
+/* The driver has gone, or its front end: what it wrote to the configuration is forgotten, but for what the
+ * inflight region says of it if that is served again. All queues stopped. */
+void virtio_blk_forget_driver(struct virtio_blk *device);
 
 /* Tries the requests again that an error policy parked. Any thread. */
 void virtio_blk_resume(struct virtio_blk *device);

@@ -169,6 +169,9 @@ struct virtio_blk {
     unsigned merge_max_iov;
     uint64_t merge_max_bytes;
     uint8_t writeback; /* as configuration shows it */
+    /* As the driver last wrote it; a reset does not change it. A front end that stops the guest for a while
+     * resets the device, too, and QEMU goes on showing the guest what was written before. */
+    enum { WRITEBACK_NOT_WRITTEN, WRITEBACK_OFF, WRITEBACK_ON } writeback_written;
     uint32_t broken;
     struct zoned *zoned;             /* or NULL */
     struct virtio_blk_config config; /* what does not change */
@@ -189,6 +192,9 @@ static inline bool queue_has_feature(const struct virtio_blk_queue *queue, unsig
 {
     return queue->features & VIRTIO_BIT(bit);
 }
+
+/* virtio_blk.c: the inflight region of QUEUE, which starts, and the cache mode that the driver asked for. */
+void virtio_blk_share_cache_mode(struct virtio_blk *device, struct virtio_blk_queue *queue);
 
 /* virtio_blk_start.c */
 void virtio_blk_queue_free(struct virtio_blk_queue *queue);

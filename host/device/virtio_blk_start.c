@@ -149,6 +149,7 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
         if (result < 0)
             return error_set(err, result, "queue %u: %s", index, why);
         queue->vq.inflight = setup->packed ? &queue->inflight : NULL;
+        virtio_blk_share_cache_mode(device, queue);
     }
     if (device->zoned)
         zoned_queue_starts(device->zoned, index, queue->inflight.requests, queue->inflight.num_requests);

@@ -80,8 +80,7 @@ bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, struct vh
     if (ret < 0)
         log_message("connection ended: %s", err.text[0] ? err.text : strerror(-ret));
     rings_stop(c);
-    if (c->features_set)
-        virtio_blk_reset(c->options->device);
+    virtio_blk_forget_driver(c->options->device);
     return ret >= 0;
 }
 
