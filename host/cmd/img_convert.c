@@ -331,6 +331,10 @@ static int read_numbers(struct conversion *c, unsigned *workers)
         log_message("--target-is-zero only makes sense with -n");
         return CMD_EXIT_USAGE;
     }
+    if (options->backing_file && options->name_count > 2) {
+        log_message("-B goes with one source only: several in a row have no backing file in common");
+        return CMD_EXIT_USAGE;
+    }
     if (options->no_create && (options->backing_file || options->create_option_count)) {
         log_message("-n leaves the target as it is: -B and -o cannot be given with it");
         return CMD_EXIT_USAGE;

@@ -142,6 +142,7 @@ int coroutine_fn img_co_rebase(const struct img_options *options)
         ret = open_new(&r, options, &err);
         r.old_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;
         r.new_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;
+        qcow2_expect_backing(r.image);
         if (ret == 0 && r.old_buf && r.new_buf)
             ret = copy(&r, options, &err);
         else if (ret == 0)

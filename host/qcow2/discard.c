@@ -17,6 +17,12 @@ enum zap {
     ZAP_ZERO_KEEP   /* reads as zeroes, the cluster is kept */
 };
 
+/* Is there something to be seen where no cluster is? */
+static bool shows_below(const struct qcow2 *s)
+{
+    return s->backing_file || s->backing_coming;
+}
+
 #define ALL_ZERO_BITS 0xffffffff00000000ull
 
 /* A change of one entry. */
@@ -49,7 +55,7 @@ static bool all_zero(const struct qcow2 *s, uint64_t entry, uint64_t bitmap, boo
 static int zap_entry(const struct qcow2 *s, enum zap zap, uint64_t entry, uint64_t bitmap, uint64_t from,
                      uint64_t to, struct change *change)
 {
-    bool shows_backing = s->backing_file != NULL;
+    bool shows_backing = shows_below(s);
     bool external = s->data != s->node->file;
     bool own = !(entry & QCOW2_L2_COMPRESSED) && (entry & QCOW2_COPIED) &&
                ((entry & QCOW2_L2_OFFSET_MASK) || external);
@@ -152,7 +158,7 @@ static int coroutine_fn co_zap(struct qcow2 *s, enum zap zap, uint64_t pos, uint
         ret = qcow2_l2_readable(s, pos, &slot, &words, &need);
         if (ret == 0) {
             /* A whole L2 table that isn't there and need not be: over it in one step. */
-            if (!words && (zap == ZAP_DISCARD || !s->backing_file)) {
+            if (!words && (zap == ZAP_DISCARD || !shows_below(s))) {
                 pos = (qcow2_l1_index(s, pos) + 1) << (s->cluster_bits + s->l2_bits);
                 continue;
             }

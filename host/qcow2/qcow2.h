@@ -151,6 +151,10 @@ int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *id_or_n
 /* Drops all guest data of this layer, so that the backing file shows through. */
 int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err);
 
+/* From now on zeroes are written so that they stay zeroes over another backing file, which is to be named
+ * when all is written. */
+void qcow2_expect_backing(struct node *node);
+
 /* Rewrites the header's backing file name and format; NULL: none. Nothing is opened or compared. The open
  * node goes on with the backing node that it has. */
 int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_file,

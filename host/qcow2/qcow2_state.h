@@ -239,6 +239,7 @@ struct qcow2 {
     struct qcow2_bitmaps *bitmaps;
     bool said_corrupt; /* atomic */
     bool check_only, data_missing;
+    bool backing_coming; /* another backing file is about to show where no cluster is */
     int bitmaps_error;     /* the directory could not be read (check only) */
     uint64_t opened_bytes; /* length of the file when it was opened */
 
@@ -429,7 +430,7 @@ int coroutine_fn qcow2_co_preadv(struct node *node, uint64_t offset, uint64_t by
 /* Guest data as it is, for copy-on-write; beyond the end of the disk it is zero. *ZERO: nothing but zeroes
  * there (BUF is filled all the same). The caller is between qcow2_use_begin and _end. */
 int coroutine_fn qcow2_co_read_guest(struct qcow2 *s, uint64_t offset, uint64_t bytes, void *buf, bool *zero);
-/* Do these guest addresses read as zeroes, as far as the tables say? */
+/* Do these guest addresses read as zeroes, as far as the tables say, and go on to whatever is below? */
 bool coroutine_fn qcow2_co_range_is_zero(struct qcow2 *s, uint64_t offset, uint64_t bytes);
 
 /* ---- write.c ---- */

@@ -162,6 +162,8 @@ bool coroutine_fn qcow2_co_range_is_zero(struct qcow2 *s, uint64_t offset, uint6
 {
     uint64_t backing = s->node->backing ? node_length(s->node->backing) : 0;
     uint64_t length = node_length(s->node);
+    if (s->backing_coming)
+        backing = UINT64_MAX;
     bytes = offset < length ? min_u64(bytes, length - offset) : 0;
     while (bytes) {
         struct qcow2_extent extent;

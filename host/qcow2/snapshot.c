@@ -562,6 +562,13 @@ int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
 
 /* ---- backing file ---- */
 
+void qcow2_expect_backing(struct node *node)
+{
+    struct qcow2 *s = qcow2_state(node);
+    if (s)
+        s->backing_coming = true;
+}
+
 int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_file,
                                          const char *backing_format, struct error *err)
 {
