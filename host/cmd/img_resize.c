@@ -45,7 +45,8 @@ int coroutine_fn img_co_resize(const struct img_options *options)
                     options->preallocation);
         return CMD_EXIT_USAGE;
     }
-    if (img_co_open(options, path, options->format, IMG_WRITE | IMG_NO_BACKING, &node) < 0)
+    /* With its backing file: the end of the disk may lie in a cluster that shows it. */
+    if (img_co_open(options, path, options->format, IMG_WRITE, &node) < 0)
         return CMD_EXIT_FAILED;
     uint64_t old = node_length(node);
     int ret = img_parse_new_size(options->names[1], old, &bytes, &err);

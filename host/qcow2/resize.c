@@ -112,8 +112,26 @@ static int coroutine_fn co_set_size(struct qcow2 *s, uint64_t bytes)
     return ret;
 }
 
-/* What appears behind the old end must be zeroes: the rest of the last cluster, and where a longer backing
- * file would show. */
+/* What lies behind the end of the disk already, without being part of it: a snapshot's VM state (J5), for
+ * one, after the snapshot was applied. */
+static int coroutine_fn co_drop_behind(struct qcow2 *s, uint64_t start, uint64_t end)
+{
+    int ret = 0;
+    if (s->version >= 3 || !s->backing_file)
+        return qcow2_co_drop_range(s, start, end, false);
+    /* The backing file would show: zeroes as data, where there is anything. */
+    while (start < end && ret == 0) {
+        struct qcow2_extent extent;
+        ret = qcow2_co_map(s, start, end - start, &extent);
+        if (ret == 0 && extent.type != QCOW2_UNALLOCATED)
+            ret = qcow2_co_write_zeroes_guest(s, start, extent.bytes);
+        start += extent.bytes;
+    }
+    return ret;
+}
+
+/* What appears behind the old end must be zeroes: the rest of the last cluster, where a longer backing file
+ * would show, and what lies there. */
 static int coroutine_fn co_zero_new_part(struct qcow2 *s, uint64_t old, uint64_t bytes)
 {
     uint64_t backing = !s->backing_file ? 0 : s->node->backing ? node_length(s->node->backing) : UINT64_MAX;
@@ -132,7 +150,8 @@ static int coroutine_fn co_zero_new_part(struct qcow2 *s, uint64_t old, uint64_t
         if (ret == -ENOTSUP) /* version 2 over a backing file */
             ret = qcow2_co_write_zeroes_guest(s, up, end - up);
     }
-    return ret;
+    uint64_t behind = max_u64(up, end), all = qcow2_cluster_up(s, bytes);
+    return ret == 0 && behind < all ? co_drop_behind(s, behind, all) : ret;
 }
 
 /* An external data file ends with the disk, so that nothing of what was cut off comes back when it grows

@@ -3,6 +3,7 @@
 . "$(dirname "$0")/../lib.sh"
 cd "$tmp" || exit 1
 img=$bin/ringside-img
+poke=$tools/tool_poke
 
 says() { # text, command...
     local text=$1
@@ -160,6 +161,23 @@ fill r.qcow2 3
 ok "resize smaller only with --shrink" status 1 "$img" resize r.qcow2 2M
 ok "resize --shrink" bash -c "'$img' resize --shrink r.qcow2 2M && qemu-img check r.qcow2 && '$img' resize r.qcow2 4M && qemu-io -c 'read -P 0 2M 2M' r.qcow2 | tee out && ! grep failed out"
 ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -en 'input | .[-1].present'"
+# What lies behind the end of the disk (a snapshot's VM state does) does not come into it.
+qemu-img create -q -f qcow2 under.qcow2 3M
+qemu-io -c 'write -q -P 5 0 3M' under.qcow2
+for compat in 0.10 1.1; do
+    for backing in "" "-b under.qcow2 -F qcow2"; do
+        # shellcheck disable=SC2086 # two words or none
+        qemu-img create -q -f qcow2 -o compat=$compat $backing behind.qcow2 10M
+        qemu-io -c 'write -q -P 7 2M 6M' behind.qcow2
+        "$poke" behind.qcow2 size=0x200000
+        ok "resize: what lay behind the end reads as zeroes (compat=$compat $backing)" bash -c "'$img' resize -q behind.qcow2 10M && qemu-img check -q behind.qcow2 && qemu-io -c 'read -P 0 2M 8M' behind.qcow2 | tee out && ! grep failed out"
+    done
+done
+# The end of the disk in a cluster that shows the backing file.
+for compat in 0.10 1.1; do
+    qemu-img create -q -f qcow2 -o compat=$compat -b under.qcow2 -F qcow2 ends.qcow2 96K
+    ok "resize keeps what shows of the backing file in the last cluster (compat=$compat)" bash -c "'$img' resize -q ends.qcow2 1M && qemu-img check -q ends.qcow2 && qemu-io -c 'read -P 5 0 96k' -c 'read -P 0 96k 928k' ends.qcow2 | tee out && ! grep failed out"
+done
 # An L1 table of more clusters than one refcount block counts: its blocks must not come to lie in its way.
 for bits in 1 16 64; do
     "$img" create -q -f qcow2 -o cluster_size=512,refcount_bits=$bits long.qcow2 1M
@@ -257,6 +275,21 @@ ok "rebase -u changes the name only" bash -c "
     '$img' rebase -u -b renamed.qcow2 -F qcow2 rtop.qcow2 && qemu-img compare rtop.qcow2 top.raw && qemu-img info rtop.qcow2 | grep renamed"
 ok "rebase -u to what is not there" "$img" rebase -u -b gone.qcow2 -F qcow2 rtop.qcow2
 ok_not "... which then can't be opened" "$img" compare rtop.qcow2 top.raw
+# Zeroes that no cluster says stay zeroes over a backing file that has something there.
+qemu-img create -q -f qcow2 full.qcow2 1M
+qemu-io -c 'write -q -P 5 0 32k' -c 'write -q -P 7 32k 992k' full.qcow2
+qemu-img create -q -f qcow2 short.qcow2 32k
+qemu-io -c 'write -q -P 5 0 32k' short.qcow2
+for compat in 0.10 1.1; do
+    qemu-img create -q -f qcow2 -o compat=$compat blank.qcow2 1M
+    qemu-io -c 'write -q -P 3 0 64k' -c 'write -q -P 3 300k 4k' blank.qcow2
+    cp blank.qcow2 was.qcow2
+    ok "rebase from nothing to something (compat=$compat)" bash -c "'$img' rebase -b full.qcow2 -F qcow2 blank.qcow2 && qemu-img compare blank.qcow2 was.qcow2 && qemu-img check -q blank.qcow2"
+    qemu-img create -q -f qcow2 -o compat=$compat -b short.qcow2 -F qcow2 blank.qcow2 1M
+    qemu-img convert -O raw blank.qcow2 was.raw
+    ok "rebase from a shorter one to a longer one, alike at first (compat=$compat)" bash -c "'$img' rebase -b full.qcow2 -F qcow2 blank.qcow2 && qemu-img compare blank.qcow2 was.raw && qemu-img check -q blank.qcow2"
+done
+ok "convert -B with two sources is refused" status 2 "$img" convert -O qcow2 -B full.qcow2 -F qcow2 blank.qcow2 blank.qcow2 two.qcow2
 ok "rebase without -b" status 2 "$img" rebase rtop.qcow2
 ok "rebase without -F" status 2 "$img" rebase -b base.qcow2 rtop.qcow2
 ok_not "rebase of a raw image" "$img" rebase -b base.qcow2 -F qcow2 top.raw
