@@ -35,6 +35,17 @@ size_t ring_inflight_bytes(bool packed, unsigned size)
     return sizeof(struct vhost_user_inflight_split) + size * sizeof(struct vhost_user_inflight_desc_split);
 }
 
+bool ring_inflight_any(bool packed, const void *region, unsigned size)
+{
+    const struct vhost_user_inflight_split *split = region;
+    const struct vhost_user_inflight_packed *ring = region;
+
+    for (unsigned i = 0; i < size; i++)
+        if (packed ? LOAD(ring->desc[i].inflight) : LOAD(split->desc[i].inflight))
+            return true;
+    return false;
+}
+
 static int by_counter(const void *a, const void *b)
 {
     const struct inflight_request *x = a, *y = b;
@@ -484,10 +495,8 @@ void ring_inflight_begin_anew(bool packed, void *region, size_t bytes)
     size = packed ? LOAD(ring->desc_num) : LOAD(split->desc_num);
     if (LOAD(split->version) != 1 || ring_inflight_bytes(packed, size) > bytes)
         return;
-    for (uint16_t i = 0; i < size; i++)
-        if (packed ? LOAD(ring->desc[i].inflight) : LOAD(split->desc[i].inflight))
-            return;
-    STORE(split->version, 0);
+    if (!ring_inflight_any(packed, region, size))
+        STORE(split->version, 0);
 }
 
 void ring_inflight_free(struct ring_inflight *inflight)

@@ -71,6 +71,9 @@ void ring_inflight_begin_anew(bool packed, void *region, size_t bytes);
 void ring_inflight_note_write_through(struct ring_inflight *inflight, bool on);
 bool ring_inflight_write_through(const struct ring_inflight *inflight);
 
+/* Is anything in flight in a REGION for a queue of SIZE, which no queue works with now? */
+bool ring_inflight_any(bool packed, const void *region, unsigned size);
+
 /* A request was taken off a split ring. */
 void ring_inflight_split_popped(struct ring_inflight *inflight, uint16_t head);
 

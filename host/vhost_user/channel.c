@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "host/runtime/world.h"
+
 /* Room for more than is ever allowed, so that too many can be told from the allowed number. */
 #define CONTROL_FDS 16u
 
@@ -164,6 +166,32 @@ out:
     if (ret <= 0)
         message_close_fds(message);
     return ret;
+}
+
+int coroutine_fn channel_co_peek(struct channel *channel, uint32_t *request, uint64_t deadline_ns)
+{
+    struct vhost_user_header header;
+
+    for (;;) {
+        if (channel->cancelled)
+            return -ECANCELED;
+        ssize_t n = recv(channel->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
+        if (n == (ssize_t)sizeof header) {
+            *request = header.request;
+            return 1;
+        }
+        if (n < 0 && errno == EINTR)
+            continue;
+        /* Half a header would be readable all the time. */
+        if (n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK) || world_now_ns() >= deadline_ns)
+            return 0;
+        struct loop_timer timer = {.fire = channel_ready, .opaque = channel};
+        loop_timer_arm(channel->loop, &timer, deadline_ns);
+        int ret = channel_co_wait(channel, false);
+        loop_timer_cancel(&timer);
+        if (ret < 0)
+            return ret == -ECANCELED ? ret : 0;
+    }
 }
 
 int coroutine_fn channel_co_send(struct channel *channel, const struct vhost_user_message *message)

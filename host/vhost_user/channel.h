@@ -43,6 +43,10 @@ void channel_close(struct channel *channel);
 int coroutine_fn channel_co_receive(struct channel *channel, struct vhost_user_message *message,
                                     struct error *err);
 
+/* What the next message asks for, without taking it. 1: *REQUEST is set; 0: none has come by DEADLINE_NS, nor
+ * will before channel_co_receive has read or said why not; -ECANCELED. */
+int coroutine_fn channel_co_peek(struct channel *channel, uint32_t *request, uint64_t deadline_ns);
+
 /* Sends all of MESSAGE (its descriptors stay the caller's). 0, -ECANCELED, or another negative errno. */
 int coroutine_fn channel_co_send(struct channel *channel, const struct vhost_user_message *message);
 

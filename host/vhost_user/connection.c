@@ -47,30 +47,38 @@ void connection_cancel(struct vhost_user_connection *c)
     channel_cancel(&c->channel);
 }
 
+int coroutine_fn connection_co_take(struct vhost_user_connection *c, struct vhost_user_message *message,
+                                    struct vhost_user_message *reply, struct error *err)
+{
+    int ret = channel_co_receive(&c->channel, message, err);
+
+    if (ret <= 0)
+        return ret;
+    c->stats->messages++;
+    c->stats->translations += message->header.request == VHOST_USER_IOTLB_MSG;
+    ret = message_co_handle(c, message, reply, err);
+    message_close_fds(message);
+    if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE) && ret >= 0)
+        ret = error_set(err, -EFAULT, "a file of guest memory was cut short");
+    if (reply->header.flags) {
+        int sent = channel_co_send(&c->channel, reply);
+
+        message_close_fds(reply);
+        if (sent < 0 && ret >= 0)
+            return sent == -EPIPE || sent == -ECONNRESET ? 0 : sent;
+    }
+    return ret < 0 ? ret : !c->channel.cancelled;
+}
+
 bool coroutine_fn connection_co_serve(struct vhost_user_connection *c, struct vhost_user_server_stats *stats)
 {
     struct error err = {0};
     int ret;
 
-    for (;;) {
-        ret = channel_co_receive(&c->channel, &c->message, &err);
-        if (ret <= 0)
-            break;
-        stats->messages++;
-        stats->translations += c->message.header.request == VHOST_USER_IOTLB_MSG;
-        ret = message_co_handle(c, &c->message, &c->reply, &err);
-        message_close_fds(&c->message);
-        if (__atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE) && ret >= 0)
-            ret = error_set(&err, -EFAULT, "a file of guest memory was cut short");
-        if (c->reply.header.flags) {
-            int sent = channel_co_send(&c->channel, &c->reply);
-            message_close_fds(&c->reply);
-            if (sent < 0 && ret >= 0)
-                ret = sent == -EPIPE || sent == -ECONNRESET ? 0 : sent;
-        }
-        if (ret < 0 || c->channel.cancelled)
-            break;
-    }
+    c->stats = stats;
+    do
+        ret = connection_co_take(c, &c->message, &c->reply, &err);
+    while (ret > 0);
     if (ret >= 0 && __atomic_load_n(&c->memory_broken, __ATOMIC_ACQUIRE))
         ret = error_set(&err, -EFAULT, "a file of guest memory was cut short");
     if (ret == -ECANCELED)

@@ -58,6 +58,8 @@ struct vhost_user_connection {
     struct channel channel;
     struct vhost_user_message message, reply; /* the one being handled, and its answer */
 
+    struct vhost_user_server_stats *stats;
+
     uint64_t features, protocol_features;
     bool features_set;
     bool taken; /* co_take was called, and co_hand_on not since */
@@ -89,6 +91,11 @@ struct vhost_user_connection *connection_create(struct vhost_user_server *server
 bool coroutine_fn connection_co_serve(struct vhost_user_connection *connection,
                                       struct vhost_user_server_stats *stats);
 void connection_destroy(struct vhost_user_connection *connection);
+/* Receives a message into MESSAGE, does what it asks for, and sends what it makes of REPLY. 1: go on; 0: the
+ * front end has left; negative with ERR: the connection has to end. */
+int coroutine_fn connection_co_take(struct vhost_user_connection *connection,
+                                    struct vhost_user_message *message, struct vhost_user_message *reply,
+                                    struct error *err);
 void connection_cancel(struct vhost_user_connection *connection);
 
 /* features.c. No ring runs, nothing is told to the driver (virtio 3.4). */

@@ -11,6 +11,7 @@
 
 #include "common/virtio_ring.h"
 #include "host/device/ring_inflight.h"
+#include "host/runtime/world.h"
 #include "host/vhost_user/connection.h"
 #include "host/vhost_user/shared_files.h"
 
@@ -93,18 +94,23 @@ void rings_forget_parked(struct vhost_user_connection *c)
         ring_forget_parked(&c->rings[i]);
 }
 
+static void coroutine_fn ring_end(struct vhost_user_connection *c, unsigned index)
+{
+    struct vring *r = &c->rings[index];
+    uint16_t avail = 0, used = 0;
+    if (!r->runs)
+        return;
+    event_fd_let_go(r->call_fd);
+    virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
+    ring_was_at(c, r, avail, used);
+}
+
 /* To be set up or enabled again before it is served: nothing is left waiting but in the front end's inflight
  * region. */
 static void coroutine_fn ring_stop(struct vhost_user_connection *c, unsigned index)
 {
-    struct vring *r = &c->rings[index];
-    uint16_t avail = 0, used = 0;
-    if (r->runs) {
-        event_fd_let_go(r->call_fd);
-        virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
-        ring_was_at(c, r, avail, used);
-    }
-    ring_forget_parked(r);
+    ring_end(c, index);
+    ring_forget_parked(&c->rings[index]);
 }
 
 void coroutine_fn rings_pause(struct vhost_user_connection *c)
@@ -362,12 +368,56 @@ int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct v
     return 0;
 }
 
+/* How long a front end that waits for the answer to GET_VRING_BASE may take to tell a translation. */
+#define TRANSLATION_WAIT_NS 1000000000u
+
+/* A ring that stops fails what the error policy has parked, and needs its descriptors and buffers for that.
+ * Behind an IOMMU it may wait for their translations, and the front end, which waits for us now, is asked for
+ * them all the same: QEMU answers meanwhile. */
+static int coroutine_fn ring_stop_translated(struct vhost_user_connection *c, unsigned index,
+                                             struct error *err)
+{
+    uint64_t deadline = world_now_ns() + TRANSLATION_WAIT_NS;
+    struct vring *r = &c->rings[index];
+    struct vhost_user_message message, reply;
+    uint32_t request;
+
+    if (!c->iotlb || !r->parking || !ring_wanted(c, r)) {
+        ring_stop(c, index);
+        return 0;
+    }
+    for (;;) {
+        ring_end(c, index);
+        if (!ring_inflight_any(ring_packed(c), r->parking, r->size))
+            break;
+        /* What has its translations by now is failed at the next turn; the rest is asked for. */
+        int ret = ring_run(c, index, err);
+        if (ret < 0)
+            return ret;
+        ret = channel_co_peek(&c->channel, &request, deadline);
+        if (ret > 0 && request == VHOST_USER_IOTLB_MSG)
+            ret = connection_co_take(c, &message, &reply, err);
+        else if (ret >= 0) {
+            log_message("ring %u: parked requests are lost, the front end has stopped the ring and does not "
+                        "tell where they are",
+                        index);
+            break;
+        }
+        if (ret <= 0)
+            return ret < 0 ? ret : -ECANCELED;
+    }
+    ring_stop(c, index);
+    return 0;
+}
+
 int coroutine_fn handle_get_vring_base(struct vhost_user_connection *c, struct vhost_user_message *m,
                                        struct vhost_user_message *reply, struct error *err)
 {
     uint32_t index = m->payload.state.index;
     struct vring *r = &c->rings[index];
-    ring_stop(c, index);
+    int ret = ring_stop_translated(c, index, err);
+    if (ret < 0)
+        return ret;
     r->started = false;
     r->broken = false;
     r->base_told = true;
