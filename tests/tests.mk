@@ -10,6 +10,7 @@ UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
 
 $(BUILD)/tests/unit/%_test: $(BUILD)/obj/tests/unit/%_test.c.o $(call obj_of,$(UNIT_HELPER_SRC)) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
 	$(call link,-lcmocka)
+$(BUILD)/tests/unit/sandbox_test: $(call obj_of,host/cmd/blk_sandbox.c)
 .SECONDARY:
 
 # Programs that test scripts need besides the real ones: tests/DIR/tool_NAME.c, with the other sources in DIR

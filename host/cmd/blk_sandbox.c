@@ -94,9 +94,6 @@ static const int calls_allowed[] = {
     SCMP_SYS(io_pgetevents),
     SCMP_SYS(io_destroy),
     SCMP_SYS(io_cancel),
-    SCMP_SYS(io_uring_setup),
-    SCMP_SYS(io_uring_enter),
-    SCMP_SYS(io_uring_register),
     /* loops */
     SCMP_SYS(epoll_create1),
     SCMP_SYS(epoll_ctl),
@@ -127,7 +124,6 @@ static const int calls_allowed[] = {
     SCMP_SYS(unlinkat),
     SCMP_SYS(lstat),
     /* memory */
-    SCMP_SYS(mmap),
     SCMP_SYS(munmap),
     SCMP_SYS(mremap),
     SCMP_SYS(madvise),
@@ -164,6 +160,14 @@ static const int calls_allowed[] = {
     SCMP_SYS(time),
 };
 
+/* Only for an image that is read and written by them: what is asked for by way of the ring passes no filter.
+ */
+static const int calls_of_io_uring[] = {
+    SCMP_SYS(io_uring_setup),
+    SCMP_SYS(io_uring_enter),
+    SCMP_SYS(io_uring_register),
+};
+
 static const int calls_that_kill[] = {
     SCMP_SYS(execve),
     SCMP_SYS(execveat),
@@ -193,9 +197,12 @@ static const uint64_t ioctls_allowed[] = {
     0x127c /* BLKDISCARDZEROES */, 0x1261 /* BLKFLSBUF */,
 };
 
-static int add_rules(scmp_filter_ctx filter)
+static int add_rules(scmp_filter_ctx filter, bool io_uring)
 {
     int ret = 0;
+    for (size_t i = 0; io_uring && i < sizeof calls_of_io_uring / sizeof calls_of_io_uring[0] && ret == 0;
+         i++)
+        ret = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls_of_io_uring[i], 0);
     for (size_t i = 0; i < sizeof calls_allowed / sizeof calls_allowed[0] && ret == 0; i++)
         ret = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls_allowed[i], 0);
     for (size_t i = 0; i < sizeof calls_that_kill / sizeof calls_that_kill[0] && ret == 0; i++)
@@ -204,6 +211,9 @@ static int add_rules(scmp_filter_ctx filter)
         ret = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
                                SCMP_A1(SCMP_CMP_EQ, ioctls_allowed[i]));
     /* Memory that can be run is never made. */
+    if (ret == 0)
+        ret = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
+                               SCMP_A2(SCMP_CMP_MASKED_EQ, 4 /* PROT_EXEC */, 0));
     if (ret == 0)
         ret = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
                                SCMP_A2(SCMP_CMP_MASKED_EQ, 4, 0));
@@ -230,14 +240,14 @@ static int add_rules(scmp_filter_ctx filter)
     return ret;
 }
 
-int sandbox_calls(struct error *err)
+int sandbox_calls(bool io_uring, struct error *err)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
     if (!filter)
         return error_set(err, -ENOMEM, "no memory for a filter of system calls");
     int ret = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
     if (ret == 0)
-        ret = add_rules(filter);
+        ret = add_rules(filter, io_uring);
     if (ret == 0)
         ret = seccomp_load(filter);
     seccomp_release(filter);

@@ -8,6 +8,8 @@
 #ifndef RINGSIDE_BLK_SANDBOX_H
 #define RINGSIDE_BLK_SANDBOX_H
 
+#include <stdbool.h>
+
 #include "host/runtime/error.h"
 
 /* No new privileges, and landlock where the kernel has it: of the file system only the directories of
@@ -15,7 +17,8 @@
  * and those that it starts. Before the iothreads are made. 0 or a negative errno with ERR. */
 int sandbox_files(const char *const *directories, struct error *err);
 
-/* The filter of system calls, for all threads. When everything is set up. 0 or a negative errno with ERR. */
-int sandbox_calls(struct error *err);
+/* The filter of system calls, for all threads; those of IO_URING are left if the image needs them. When
+ * everything is set up. 0 or a negative errno with ERR. */
+int sandbox_calls(bool io_uring, struct error *err);
 
 #endif

@@ -301,7 +301,7 @@ static int serve(struct program *p, struct error *err)
         return error_set(err, ret, "cannot wait for signals: %s", strerror(-ret));
     /* The server reads nothing before the loop runs. */
     if (p->options.sandbox) {
-        ret = sandbox_calls(err);
+        ret = sandbox_calls(p->device_options.open.aio == AIO_IO_URING, err);
         if (ret < 0)
             return ret;
     }
