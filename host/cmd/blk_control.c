@@ -80,6 +80,9 @@ static void client_send(struct client *c, json_t *value)
     }
     free(text);
     client_push(c);
+    /* An event that has no room comes while the client's next line is waited for: now room is, too. */
+    if (c->unsent_bytes > 0)
+        channel_wake(&c->channel);
 }
 
 /* Objects and arrays in each other, whatever else may be wrong with LINE. */

@@ -40,7 +40,7 @@ void channel_close(struct channel *channel)
     channel->fd = -1;
 }
 
-static void channel_wake(struct channel *channel)
+void channel_wake(struct channel *channel)
 {
     struct coroutine *waiter = channel->waiter;
     if (!waiter)

@@ -53,6 +53,9 @@ int coroutine_fn channel_co_send(struct channel *channel, const struct vhost_use
 /* Waits until the socket is readable (or writable). 0, -ECANCELED, or another negative errno. */
 int coroutine_fn channel_co_wait(struct channel *channel, bool to_write);
 
+/* Whoever waits in channel_co_wait looks again at what it waits for. Channel's loop. */
+void channel_wake(struct channel *channel);
+
 /* Whoever waits in _receive or _send gets -ECANCELED, now and from now on. Channel's loop. */
 void channel_cancel(struct channel *channel);
 

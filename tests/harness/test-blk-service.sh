@@ -72,6 +72,43 @@ unset 'started[load]'
 stop parks
 ok "SIGTERM" test "$stopped" = 0
 
+# A client that does not read for a while has all events all the same, without a word of its own: there are more than
+# its socket has room for.
+start parks "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" --rerror=stop --inject="read,skip=20,times=always,error=EIO" "$image"
+wait_for 10 up "$ctl"
+start load "$ringside" bench --device="$sock" --deadline=60 --ops=2000 --runtime=60 --ramp=0 --span=64m --bs=64k --qd=64
+wait_for 20 grep -q "a request waits after an error" "$tmp/parks.log"
+ok "events that found no room come when there is some" timeout 60 python3 - "$ctl" <<'PY'
+import socket, sys, time
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(20)
+    s.connect(sys.argv[1])
+    return s
+late, prompt = connect(), connect()
+lines = prompt.makefile()
+seen = 0
+while seen < 1500: # 75 bytes each, and some hundreds of the kernel's
+    prompt.send(b'{"command":"resume"}\n')
+    while "return" not in lines.readline():
+        seen += 1
+    time.sleep(0.01)
+prompt.send(b'{"command":"stats"}\n')
+while "return" not in lines.readline():
+    seen += 1
+late.settimeout(5)
+text = b""
+while text.count(b"\n") < seen:
+    more = late.recv(65536)
+    if not more:
+        break
+    text += more
+print(text.count(b"\n"), "of", seen)
+sys.exit(text.count(b"\n") < seen)
+PY
+stop load KILL
+stop parks
+
 # --- a capacity that grows under a front end
 start grows "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" "$image"
 wait_for 10 up "$ctl"
