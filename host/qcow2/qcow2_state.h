@@ -456,7 +456,7 @@ int coroutine_fn qcow2_co_write_zeroes_guest(struct qcow2 *s, uint64_t offset, u
 /* Brackets a change of guest data or its mapping. */
 int coroutine_fn qcow2_co_writer_begin(struct qcow2 *s);
 void coroutine_fn qcow2_co_writer_end(struct qcow2 *s);
-/* Called after clusters were freed: keeps what waits for the next flush within bounds. */
+/* Called after a writer has ended: keeps what waits for the next flush within bounds. */
 int coroutine_fn qcow2_co_bound_freed(struct qcow2 *s);
 /* No writer is in flight, and none starts, between these. */
 void coroutine_fn qcow2_co_quiesce(struct qcow2 *s);

@@ -584,6 +584,12 @@ void survivor_log(struct qcow2 *s, bool reftable, uint64_t index, uint64_t old, 
     __atomic_store_n(&v->head->log_count, n + 1, __ATOMIC_RELEASE);
 }
 
+bool survivor_crowded(const struct qcow2 *s)
+{
+    const struct survivor *v = s->survivor;
+    return v && v->head && __atomic_load_n(&v->head->log_count, __ATOMIC_RELAXED) >= LOG_MAX / 2;
+}
+
 void survivor_grew(struct qcow2 *s)
 {
     if (s->survivor && s->survivor->head)

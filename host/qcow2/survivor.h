@@ -35,6 +35,10 @@ void survivor_start(struct qcow2 *s);
 /* [lock] Entry INDEX of the L1 (or refcount) table changes from OLD to ENTRY. Before it does. */
 void survivor_log(struct qcow2 *s, bool reftable, uint64_t index, uint64_t old, uint64_t entry);
 
+/* Is so much in the log that all should be written back, with no writer in flight, before it is full? Any
+ * thread. */
+bool survivor_crowded(const struct qcow2 *s);
+
 /* [lock] The image file has become larger. */
 void survivor_grew(struct qcow2 *s);
 

@@ -143,6 +143,13 @@ void coroutine_fn qcow2_co_unquiesce(struct qcow2 *s)
 
 int coroutine_fn qcow2_co_bound_freed(struct qcow2 *s)
 {
+    if (survivor_crowded(s)) {
+        qcow2_co_quiesce(s);
+        int ret = survivor_crowded(s) ? qcow2_co_writeback(s) : 0;
+        qcow2_co_unquiesce(s);
+        if (ret < 0)
+            return ret;
+    }
     if (!__atomic_load_n(&s->freed_much, __ATOMIC_RELAXED))
         return 0;
     __atomic_store_n(&s->freed_much, false, __ATOMIC_RELAXED);

@@ -184,6 +184,44 @@ static void checks(void *arg)
     check(node_co_close(node) == 0, "closing");
 }
 
+/* More new L2 tables than the log of L1 entries has room for, and no flush. */
+#define MANY       17000u
+#define MANY_APART 32768u /* what an L2 table of 512 bytes maps */
+
+static void creates_many(void *arg)
+{
+    /* One bit each, so that the refcount table need not grow, which writes everything back. */
+    struct qcow2_create_options options = {
+        .size = 4ull * MANY * MANY_APART, .cluster_bytes = 512, .refcount_bits = 1};
+    struct error err = {""};
+
+    check(qcow2_co_create(image, &options, &err) == 0, err.text);
+}
+
+static void writes_many_and_dies(void *arg)
+{
+    struct node *node = co_open();
+    uint8_t sector[512];
+
+    memset(sector, 'm', sizeof(sector));
+    for (uint64_t i = 0; i < MANY; i++)
+        check(node_co_pwrite(node, i * MANY_APART, sector, sizeof(sector), 0) == 0, "writing");
+    _exit(0);
+}
+
+static void looks_at_many(void *arg)
+{
+    struct node *node = co_open();
+    uint8_t sector[512];
+
+    seen = 1;
+    for (uint64_t i = 0; i < MANY; i++) {
+        check(node_co_pread(node, i * MANY_APART, sector, sizeof(sector)) == 0, "reading");
+        seen &= sector[0] == 'm';
+    }
+    check(node_co_close(node) == 0, "closing");
+}
+
 static void looks(void *arg)
 {
     struct node *node = co_open();
@@ -287,6 +325,14 @@ static void a_write_that_failed_half_way_costs_nothing(void **state)
     assert_int_equal(run(checks, false), 0);
 }
 
+static void nothing_is_lost_when_the_log_is_full(void **state)
+{
+    unlink(image);
+    run(creates_many, false);
+    run(writes_many_and_dies, true);
+    assert_int_equal(run(looks_at_many, true), 1);
+}
+
 /* Within the seconds in which the file's time proves nothing. */
 static void it_does_not_refer_to_what_was_mended_as_a_leak(void **state)
 {
@@ -304,6 +350,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
         cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
         cmocka_unit_test_setup_teardown(a_write_that_failed_half_way_costs_nothing, begin, end),
+        cmocka_unit_test_setup_teardown(nothing_is_lost_when_the_log_is_full, begin, end),
         cmocka_unit_test_setup_teardown(it_does_not_refer_to_what_was_mended_as_a_leak, begin, end),
     };
 
