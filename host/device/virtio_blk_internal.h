@@ -144,7 +144,7 @@ struct virtio_blk_queue {
     struct loop_timer repoll;          /* no_kicks */
     uint64_t repoll_ns;
     struct loop_timer coalesce;
-    unsigned num_used;    /* finished since the last end of a turn */
+    unsigned num_used;    /* since the last end of a turn */
     unsigned num_unshown; /* and of these, pushed since used entries were last published */
     bool woken;           /* the driver was told in this turn already that there are some */
     bool shown;           /* some were published since the last look at whether to interrupt */

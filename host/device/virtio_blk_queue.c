@@ -380,6 +380,7 @@ static void push_in_order(struct virtio_blk_queue *queue)
         if (queue->order_count > 0)
             next = &queue->requests[queue->order[queue->order_head]];
         buffers++;
+        queue->num_used++;
         places += request->num_descs;
         if (!next || !next->done || request->len < request->in_bytes) {
             virtqueue_push(&queue->vq, request->id, request->len, buffers, places);
@@ -461,11 +462,11 @@ static void interrupt_early(struct virtio_blk_queue *queue)
 void virtio_blk_queue_used(struct virtio_blk_queue *queue, struct virtio_blk_request *request, uint32_t len)
 {
     STAT_ADD(queue, completed, 1);
-    queue->num_used++;
     if (queue->in_order) {
         request->len = len;
         request->done = true;
     } else {
+        queue->num_used++;
         virtqueue_push(&queue->vq, request->id, len, 1, request->num_descs);
         if (queue->track_inflight)
             ring_inflight_pushed(&queue->inflight, request->entry);
@@ -507,12 +508,13 @@ static void interrupt_or_wait(struct virtio_blk_queue *queue, unsigned fresh)
 static void on_flush(void *opaque)
 {
     struct virtio_blk_queue *queue = opaque;
-    unsigned fresh = queue->num_used;
+    unsigned fresh;
 
-    queue->num_used = 0;
     queue->woken = false;
     if (queue->in_order)
         push_in_order(queue);
+    fresh = queue->num_used;
+    queue->num_used = 0;
     queue_show(queue);
     if (queue->shown) {
         queue->shown = false;

@@ -431,6 +431,28 @@ static void interrupts_wait_for_count_or_time(void **state)
 }
 
 /* Nor does the first of many wake the driver early then. */
+/* IN_ORDER: those that were finished in turns before count once they are used, with the oldest. */
+static void interrupts_wait_for_the_count_of_what_is_used(void **state)
+{
+    start(state, (struct rig_options){.features = VIRTIO_BIT(VIRTIO_F_IN_ORDER),
+                                      .device = {.coalesce_count = 4, .coalesce_ns = 1000000000}});
+    fake.hold = true;
+    for (unsigned i = 0; i < 10; i++)
+        rig_request(0, VIRTIO_BLK_T_IN, i * 8, rig_alloc(512, 512), 512, true);
+    rig_kick(0);
+    for (unsigned i = 0; i < 4; i++) {
+        fake_release(1);
+        rig_settle();
+    }
+    assert_int_equal(used(), 0);
+    assert_int_equal(rig.interrupts[0], 0);
+    fake_release(0);
+    rig_settle();
+    assert_int_equal(used(), 5);
+    assert_int_equal(rig.interrupts[0], 1);
+    rig_fini();
+}
+
 static void interrupts_that_wait_do_not_come_early(void **state)
 {
     start(state, (struct rig_options){.features =
@@ -601,6 +623,7 @@ int main(void)
         BOTH(a_driver_that_sleeps_is_woken_while_the_rest_is_served),
         BOTH(a_driver_that_names_no_entry_is_told_once),
         BOTH(interrupts_wait_for_count_or_time),
+        BOTH(interrupts_wait_for_the_count_of_what_is_used),
         BOTH(interrupts_that_wait_do_not_come_early),
         BOTH(what_ends_in_the_same_turn_hides_no_interrupt),
         BOTH(a_stop_delivers_what_was_put_off),
