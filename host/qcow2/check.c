@@ -48,6 +48,11 @@ static uint32_t *counter(struct check *check, uint64_t cluster)
         check->pages = pages;
         check->nb_pages = more;
     }
+    if (!check->pages[page] && page << CHECK_PAGE_BITS >= check->file_clusters &&
+        ++check->nb_far_pages > CHECK_MAX_FAR_PAGES) {
+        check->error = -EFBIG;
+        return NULL;
+    }
     if (!check->pages[page])
         check->pages[page] = calloc(1u << CHECK_PAGE_BITS, sizeof(uint32_t));
     return check->pages[page] ? &check->pages[page][cluster & ((1u << CHECK_PAGE_BITS) - 1)] : NULL;
@@ -59,14 +64,14 @@ void check_forget(struct check *check)
         free(check->pages[i]);
     free(check->pages);
     check->pages = NULL;
-    check->nb_pages = 0;
+    check->nb_pages = check->nb_far_pages = 0;
     check->end = 0;
 }
 
 void check_reference(struct check *check, uint64_t host, uint64_t bytes, const char *what)
 {
     struct qcow2 *s = check->s;
-    if (!bytes)
+    if (!bytes || check->error)
         return;
     uint64_t first = host >> s->cluster_bits, last = (host + bytes - 1) >> s->cluster_bits;
     if (last >= check->file_clusters) {
@@ -79,7 +84,8 @@ void check_reference(struct check *check, uint64_t host, uint64_t bytes, const c
     for (uint64_t c = first; c <= last; c++) {
         uint32_t *count = counter(check, c);
         if (!count) {
-            check->error = -ENOMEM;
+            if (!check->error)
+                check->error = -ENOMEM;
             return;
         }
         if (*count < UINT32_MAX)

@@ -9,6 +9,9 @@
 
 #define CHECK_PAGE_BITS    12u
 #define CHECK_MAX_CLUSTERS ((uint64_t)INT32_MAX)
+/* Pages of counters for what lies beyond the end of the file: 32 MiB. What a power cut leaves there is near
+ * the end and close together. */
+#define CHECK_MAX_FAR_PAGES 2048u
 
 struct check {
     struct qcow2 *s;
@@ -18,11 +21,11 @@ struct check {
     unsigned fix;
     /* References to each cluster, counted; pages of counters come as they are needed. */
     uint32_t **pages;
-    uint64_t nb_pages;
+    uint64_t nb_pages, nb_far_pages;
     uint64_t file_clusters; /* rounded up */
     uint64_t end;           /* one more than the highest cluster with a reference */
     bool rebuild;           /* the refcount structures themselves cannot be used */
-    int error;              /* the check cannot go on: out of memory */
+    int error;              /* the check cannot go on: out of memory, or of what it may take */
 };
 
 void check_say(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));

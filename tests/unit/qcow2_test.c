@@ -623,6 +623,32 @@ static void a_discard_frees_no_metadata_and_no_foreign_cluster(void **state) /* 
         in_coroutine(discard_bad_entry_body);
 }
 
+/* An L2 table that is all there, of clusters that are not: each would take a page of counters. */
+static void scattered_body(void *arg)
+{
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    load_image(&(struct qcow2_create_options){.size = 1ull << 29});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 512, 1);
+    assert_int_equal(node_co_flush(node), 0);
+    uint64_t l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK;
+    assert_int_equal(node_co_close(node), 0);
+    for (uint64_t i = 0; i < 8192; i++) {
+        be64 word = be64_put((i + 1) << 28 | QCOW2_COPIED);
+        memcpy(disk.data + l2 + i * 8, &word, 8);
+    }
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), -EFBIG);
+    (void)node_co_close(node);
+    fake_disk_free(&disk);
+}
+
+static void a_check_takes_no_memory_for_what_is_not_there(void **state)
+{
+    in_coroutine(scattered_body);
+}
+
 static void far_body(void *arg)
 {
     char buf[512] = {0};
@@ -675,6 +701,7 @@ int main(void)
         cmocka_unit_test(no_slice_is_forgotten_while_it_is_loaded),
         cmocka_unit_test(a_discard_frees_no_metadata_and_no_foreign_cluster),
         cmocka_unit_test(the_file_does_not_follow_refcounts_of_what_is_not_there),
+        cmocka_unit_test(a_check_takes_no_memory_for_what_is_not_there),
         cmocka_unit_test(every_update_fails),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
