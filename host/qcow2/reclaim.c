@@ -107,10 +107,11 @@ void qcow2_free_later(struct qcow2 *s, uint64_t host, uint64_t bytes, bool punch
 void qcow2_compressed_range(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)
 {
     /* H1: the offset takes the low 62 - (cluster_bits - 8) bits, the number of further sectors the rest below
-     * bit 62. */
+     * bit 62. With small clusters that is more than an offset may have (H8): then it is beyond any file's
+     * end. */
     unsigned x = 62 - (s->cluster_bits - 8);
     uint64_t sectors = entry >> x & ((1ull << (s->cluster_bits - 8)) - 1);
-    *host = entry & ((1ull << x) - 1) & 0x00ffffffffffffffull;
+    *host = entry & ((1ull << x) - 1);
     *bytes = (sectors + 1) * 512 - (*host & 511);
 }
 

@@ -201,6 +201,8 @@ static void compressed_descriptors(void **state) /* H1 */
     qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 1ull << 61 | 0x200, &host, &bytes);
     assert_int_equal(host, 0x200);
     assert_int_equal(bytes, 1024);
+    qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 1ull << 57 | 0x200, &host, &bytes); /* H8 */
+    assert_int_equal(host, 1ull << 57 | 0x200);
     s.cluster_bits = 21;
     qcow2_compressed_range(&s, QCOW2_L2_COMPRESSED | 0x1fffull << 49 | 511, &host, &bytes);
     assert_int_equal(host, 511);
