@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "common/virtio_ring.h"
@@ -46,26 +48,62 @@ static void ring_was_at(struct vhost_user_connection *c, struct vring *r, uint16
     r->runs = false;
 }
 
+static bool has_room(int fd)
+{
+    struct pollfd wanted = {.fd = fd, .events = POLLOUT};
+    return poll(&wanted, 1, 0) == 1 && (wanted.revents & POLLOUT);
+}
+
 /* Descriptors that write to somebody else's file share its flags: the peer can make a call descriptor wait
- * again, fill it, and the ring's loop sleeps in its interrupt. Before that loop is asked for anything it is
- * let go: an eventfd that is emptied has room (and is readable again at once). */
+ * again, fill it, and the ring's loop sleeps in its interrupt. A full eventfd that is emptied has room, and
+ * is readable again as soon as the sleeper has written. */
 static void event_fd_let_go(int fd)
 {
-    uint64_t count, one = 1;
+    uint64_t count;
+    struct iovec iov = {&count, sizeof count};
     int flags = fd >= 0 ? fcntl(fd, F_GETFL) : -1;
-    if (flags < 0 || flags & O_NONBLOCK)
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || has_room(fd))
         return;
-    fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-    if (read(fd, &count, sizeof count) == (ssize_t)sizeof count && write(fd, &one, sizeof one) < 0) {
-        /* Full again: readable. */
+    /* The peer may change the flag at any time: not even this read relies on it. */
+    if (preadv2(fd, &iov, 1, -1, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP &&
+        read(fd, &count, sizeof count) < 0) {
+        /* It was emptied by somebody else. */
     }
+}
+
+#define LET_GO_NS 5000000u
+
+/* While a ring's loop is asked for something: any ring of that loop may hold it up, and the peer may do it
+ * again. */
+struct let_go {
+    struct loop_timer timer;
+    struct vhost_user_connection *connection;
+};
+
+static void let_go_again(void *opaque)
+{
+    struct let_go *l = opaque;
+    rings_let_go(l->connection);
+    loop_timer_arm(l->connection->channel.loop, &l->timer, world_now_ns() + LET_GO_NS);
+}
+
+static void let_go_begin(struct let_go *l, struct vhost_user_connection *c)
+{
+    *l = (struct let_go){.timer = {.fire = let_go_again, .opaque = l}, .connection = c};
+    loop_timer_arm(c->channel.loop, &l->timer, world_now_ns() + LET_GO_NS);
+}
+
+static void let_go_end(struct let_go *l)
+{
+    loop_timer_cancel(&l->timer);
 }
 
 void event_fd_tell(int fd)
 {
     uint64_t one = 1;
     int flags = fd >= 0 ? fcntl(fd, F_GETFL) : -1;
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || write(fd, &one, sizeof one) < 0) {
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || !has_room(fd) ||
+        write(fd, &one, sizeof one) < 0) {
         /* Full, so it is readable already; or it takes nothing, which is the front end's choice. */
     }
 }
@@ -73,11 +111,13 @@ void event_fd_tell(int fd)
 void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
 {
     struct vring *r = &c->rings[index];
+    struct let_go let_go;
     uint16_t avail = 0, used = 0;
     if (!r->runs)
         return;
-    event_fd_let_go(r->call_fd);
+    let_go_begin(&let_go, c);
     virtio_blk_co_queue_pause(c->options->device, index, &avail, &used);
+    let_go_end(&let_go);
     ring_was_at(c, r, avail, used);
 }
 
@@ -97,11 +137,13 @@ void rings_forget_parked(struct vhost_user_connection *c)
 static void coroutine_fn ring_end(struct vhost_user_connection *c, unsigned index)
 {
     struct vring *r = &c->rings[index];
+    struct let_go let_go;
     uint16_t avail = 0, used = 0;
     if (!r->runs)
         return;
-    event_fd_let_go(r->call_fd);
+    let_go_begin(&let_go, c);
     virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
+    let_go_end(&let_go);
     ring_was_at(c, r, avail, used);
 }
 
@@ -244,7 +286,10 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
         setup.inflight = r->parking;
         setup.inflight_own = true;
     }
+    struct let_go let_go;
+    let_go_begin(&let_go, c);
     ret = virtio_blk_co_queue_start(c->options->device, index, ring_loop(c, index), &setup, err);
+    let_go_end(&let_go);
     if (ret < 0)
         return error_prefix(err, ret, "ring %u", index);
     r->runs = true;
@@ -470,13 +515,15 @@ int coroutine_fn handle_set_vring_call(struct vhost_user_connection *c, struct v
 {
     unsigned index = m->payload.u64 & VHOST_USER_VRING_IDX_MASK;
     struct vring *r = &c->rings[index];
+    struct let_go let_go;
     int fd;
     int ret = take_event_fd(m, "SET_VRING_CALL", &fd, err);
     if (ret < 0)
         return ret;
     if (r->runs) {
-        event_fd_let_go(r->call_fd);
+        let_go_begin(&let_go, c);
         virtio_blk_co_queue_set_call(c->options->device, index, fd);
+        let_go_end(&let_go);
         /* What completed while there was no descriptor would never be told: one interrupt too many is
          * allowed. */
         event_fd_tell(fd);

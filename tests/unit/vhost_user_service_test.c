@@ -91,6 +91,55 @@ static void a_call_descriptor_that_waits_for_room_holds_up_nobody(void **state)
     log_lines();
 }
 
+/* A thread may be held up by another of its rings than the one that is to be stopped, and again after it was
+ * let go: by a front end that goes on filling for a while. */
+static void a_thread_that_is_held_up_again_is_let_go_again(void **state)
+{
+    for (unsigned round = 0; round < 2; round++) {
+        struct client_guest g;
+        int event = eventfd(0, EFD_CLOEXEC);
+        int fd = front_end_running(&g);
+        read_works(&g);
+        client_send_event(fd, VHOST_USER_SET_VRING_CALL, 0, -1);
+        guest_send_ring(&g, fd, 2, 0); /* the same thread's */
+        client_send_event(fd, VHOST_USER_SET_VRING_CALL, 2, event);
+        client_send_event(fd, VHOST_USER_SET_VRING_KICK, 2, g.kick);
+        client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 2, 1);
+        assert_true(client_sync(fd));
+        fill_up(event, false);
+        g.avail_idx = 0;
+        guest_submit_read(&g, 2, 2);
+        guest_kick(&g);
+        assert_true(guest_wait_used(&g, 2, 1, 5000));
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* the interrupt comes after the index */
+        for (unsigned i = 0; i < 10; i++)
+            guest_submit_read(&g, 2, 3 + i); /* and there is more to tell of */
+        guest_kick(&g);
+        if (round == 0)
+            client_send_state(fd, VHOST_USER_GET_VRING_BASE, 0, 0);
+        else
+            close(fd);
+        for (unsigned i = 0; i < 20000; i++) {
+            fcntl(event, F_SETFL, O_RDWR | O_NONBLOCK);
+            for (uint64_t n = UINT64_MAX - 1; n > 0 && write(event, &n, sizeof n) < 0; n /= 2)
+                ;
+            fcntl(event, F_SETFL, O_RDWR);
+        }
+        /* Who sleeps already, sleeps on. */
+        fcntl(event, F_SETFL, O_RDWR | O_NONBLOCK);
+        if (round == 0) {
+            struct client_message reply;
+            assert_int_equal(client_receive(fd, &reply), 1);
+            assert_int_equal(reply.header.request, VHOST_USER_GET_VRING_BASE);
+            close(fd);
+        }
+        server_is_well();
+        close(event);
+        guest_close(&g);
+    }
+    log_lines();
+}
+
 /* ---- requests that the error policy has parked ---- */
 
 static struct loop_bh resume = {0};
@@ -255,6 +304,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_descriptors_the_loop_rests_and_the_front_end_is_served_later),
         cmocka_unit_test(a_call_descriptor_that_waits_for_room_holds_up_nobody),
+        cmocka_unit_test(a_thread_that_is_held_up_again_is_let_go_again),
         cmocka_unit_test(requests_stay_parked_over_a_pause_without_an_inflight_region),
         cmocka_unit_test(a_request_that_fails_in_the_middle_of_a_pause_is_tried_again),
         cmocka_unit_test(a_ring_that_stops_fails_what_is_parked),
