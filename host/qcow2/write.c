@@ -592,6 +592,14 @@ int coroutine_fn qcow2_co_preallocate(struct qcow2 *s, uint64_t start, uint64_t 
             at += s->cluster_bytes;
             continue;
         }
+        if (at < start && s->backing_file && !s->extended_l2) {
+            /* What is in front of START may show the backing file: it comes along. */
+            unsigned epoch = qcow2_use_begin(s);
+            ret = qcow2_co_write_zeroes_guest(s, start, min_u64(end, at + s->cluster_bytes) - start);
+            qcow2_use_end(s, epoch);
+            at += s->cluster_bytes;
+            continue;
+        }
         struct write_piece piece = {.s = s, .offset = at, .bytes = extent.bytes, .reserve = true};
         ret = co_plan(s, &piece);
         if (ret < 0)

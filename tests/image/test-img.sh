@@ -178,6 +178,12 @@ for compat in 0.10 1.1; do
     qemu-img create -q -f qcow2 -o compat=$compat -b under.qcow2 -F qcow2 ends.qcow2 96K
     ok "resize keeps what shows of the backing file in the last cluster (compat=$compat)" bash -c "'$img' resize -q ends.qcow2 1M && qemu-img check -q ends.qcow2 && qemu-io -c 'read -P 5 0 96k' -c 'read -P 0 96k 928k' ends.qcow2 | tee out && ! grep failed out"
 done
+for mode in metadata falloc full; do
+    qemu-img create -q -f raw ends.raw 80K
+    qemu-io -f raw -c 'write -q -P 5 0 80k' ends.raw
+    qemu-img create -q -f qcow2 -b ends.raw -F raw ends.qcow2 96K
+    ok "so does resize --preallocation=$mode" bash -c "'$img' resize -q --preallocation=$mode ends.qcow2 1M && qemu-img check -q ends.qcow2 && qemu-io -c 'read -P 5 0 80k' -c 'read -P 0 80k 944k' ends.qcow2 | tee out && ! grep failed out && qemu-img map --output=json ends.qcow2 | jq -en 'input | all(.start < 65536 or .depth == 0)'"
+done
 # An L1 table of more clusters than one refcount block counts: its blocks must not come to lie in its way.
 for bits in 1 16 64; do
     "$img" create -q -f qcow2 -o cluster_size=512,refcount_bits=$bits long.qcow2 1M
