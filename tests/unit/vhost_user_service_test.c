@@ -267,6 +267,35 @@ static void a_request_that_fails_in_the_middle_of_a_pause_is_tried_again(void **
     log_lines();
 }
 
+/* A read that is in flight when the front end replaces its memory, or takes another region away, still lands
+ * where it was asked for: nothing is unmapped under it. */
+static void memory_is_not_unmapped_under_a_request_in_flight(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct client_guest g;
+        struct error err = {0};
+        int fd = front_end_running(&g);
+        read_works(&g);
+        inject_clear(blk_node(rig.blk));
+        uint64_t hits = inject_hits(blk_node(rig.blk));
+        assert_int_equal(inject_add(blk_node(rig.blk), "read,mode=late,ms=150", &err), 0);
+        guest_submit_read(&g, 0, 1);
+        guest_kick(&g);
+        wait_for_hits(hits + 1);
+        pauses[i](fd, &g);
+        assert_true(client_sync(fd));
+        assert_true(guest_wait_used(&g, 0, 2, 5000));
+        assert_int_equal(guest_status(&g, 1), VIRTIO_BLK_S_OK);
+        for (unsigned byte = 0; byte < 512; byte++)
+            assert_int_equal(guest_data(&g, 1)[byte], 0);
+        read_works(&g);
+        close(fd);
+        guest_close(&g);
+        server_is_well();
+        log_lines();
+    }
+}
+
 /* When the ring is stopped for good nobody would ever answer. */
 static void a_ring_that_stops_fails_what_is_parked(void **state)
 {
@@ -307,6 +336,7 @@ int main(void)
         cmocka_unit_test(a_thread_that_is_held_up_again_is_let_go_again),
         cmocka_unit_test(requests_stay_parked_over_a_pause_without_an_inflight_region),
         cmocka_unit_test(a_request_that_fails_in_the_middle_of_a_pause_is_tried_again),
+        cmocka_unit_test(memory_is_not_unmapped_under_a_request_in_flight),
         cmocka_unit_test(a_ring_that_stops_fails_what_is_parked),
     };
     rig_inject = "read,times=0";

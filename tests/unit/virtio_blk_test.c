@@ -319,6 +319,33 @@ static void checklist_335_limits_of_ranges_are_enforced(void **state)
     rig_fini();
 }
 
+/* 2^23 sectors are 2^32 bytes: what is left of that in 32 bits is not taken for the range that was meant. */
+static void ranges_of_4_gib_are_not_taken_for_short_ones(void **state)
+{
+    static const uint32_t counts[] = {1u << 23, (1u << 23) + 1, (1u << 24) + 8, (1u << 31) + 1};
+
+    rig_length = 1ull << 40;
+    start(state, (struct rig_options){.device = {.secure_erase = true}});
+    rig_length = 0;
+    fake.error = -EIO; /* nothing is done to the few bytes that there really are */
+    fake.fail_bytes = 1ull << 40;
+    for (unsigned t = 0; t < 3; t++) {
+        struct virtio_blk_range one;
+
+        for (unsigned i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+            one = range(0, counts[i], 0);
+            assert_int_equal(ranges(range_types[t], &one, 1), VIRTIO_BLK_S_IOERR);
+            assert_int_equal(fake.num_calls, t);
+        }
+        /* The longest that is allowed */
+        one = range(8, 1u << 22, 0);
+        assert_int_equal(ranges(range_types[t], &one, 1), VIRTIO_BLK_S_IOERR);
+        assert_int_equal(fake.num_calls, t + 1);
+        assert_int_equal(fake.calls[t].bytes, 1ull << 31);
+    }
+    rig_fini();
+}
+
 static void checklist_336_a_list_of_ranges_may_be_cut_anywhere(void **state)
 {
     for (unsigned cut = 1; cut < 32; cut++) {
@@ -512,6 +539,7 @@ int main(void)
         EACH_LAYOUT(checklist_321_a_read_only_disk_refuses_every_change),
         EACH_LAYOUT(checklist_322_323_flags_of_ranges),
         EACH_LAYOUT(checklist_335_limits_of_ranges_are_enforced),
+        EACH_LAYOUT(ranges_of_4_gib_are_not_taken_for_short_ones),
         EACH_LAYOUT(checklist_336_a_list_of_ranges_may_be_cut_anywhere),
         EACH_LAYOUT(checklist_337_empty_and_overlapping_ranges),
         EACH_LAYOUT(a_range_that_fails_fails_the_request),
