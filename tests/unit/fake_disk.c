@@ -189,6 +189,8 @@ static int coroutine_fn fake_co_pdiscard(struct node *node, uint64_t offset, uin
     int ret = begin(disk, &self, FAKE_DISCARD, offset, bytes, 0, NULL);
     if (ret == 0)
         keep(disk, FAKE_DISCARD, offset, bytes, NULL);
+    if (ret == 0 && disk->punches && offset < disk->length)
+        memset(disk->data + offset, 0, bytes < disk->length - offset ? bytes : disk->length - offset);
     return end(disk, &self, ret);
 }
 

@@ -37,6 +37,7 @@ struct fake_disk {
     uint64_t error_skip[FAKE_OPS];  /* after so many that go well */
     uint64_t error_times[FAKE_OPS]; /* so often; 0: always */
     bool half;                      /* of a write that fails half is there, in sectors */
+    bool punches;                   /* what is discarded is lost at once */
     bool error_happens; /* the first write that ends with an error has reached the disk all the same */
 
     bool keep_log;
