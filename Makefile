@@ -31,7 +31,7 @@ LDFLAGS_HOST := -pthread $(SAN_FLAGS) $(if $(SAN),,-no-pie) $(EXTRA_LDFLAGS)
 ifeq ($(SAN),)
 CFLAGS_HOST += -fno-pie
 endif
-LIBS_HOST := -laio -luring -lseccomp -ljansson -lzstd -lz -lgcrypt -lgpg-error -lm
+LIBS_HOST := -laio -luring -lseccomp -ljansson -lzstd -lz -lgcrypt -lgpg-error -lnettle -lm
 
 HOST_MODULES := runtime aio block qcow2 device vhost_user
 

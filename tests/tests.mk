@@ -33,6 +33,14 @@ $(BUILD)/tests/tool_crash_broken: $(call obj_of,tests/crash/tool_crash.c $(filte
 	$(call link)
 TOOLS += $(BUILD)/tests/tool_crash_broken
 
+# Libraries for LD_PRELOAD before programs that are not ours, so without sanitizers
+PRELOAD := $(patsubst tests/preload/%.c,$(BUILD)/tests/%.so,$(wildcard tests/preload/*.c))
+$(BUILD)/tests/%.so: tests/preload/%.c
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu17 -D_GNU_SOURCE -O1 $(WARNINGS) -shared -fPIC -o $@ $<
+TOOLS += $(PRELOAD)
+
 # Fuzz targets: everything they link is built by clang for libFuzzer, ASan and UBSan, in a tree of its own. Archives,
 # so that a target takes only what it calls: it may bring doubles of its own (tests/unit/device_rig.h).
 FUZZ_SRC   := $(wildcard tests/fuzz/*_fuzz.c)

@@ -126,12 +126,37 @@ static int set_encrypt_format(struct creation *c, const char *value)
     return strcmp(value, "luks") == 0 ? keep(c, value, &c->qcow2.encrypt_format) : -EINVAL;
 }
 
+static int set_cipher_alg(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.luks.cipher_alg);
+}
+
+static int set_cipher_mode(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.luks.cipher_mode);
+}
+
+static int set_hash_alg(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.luks.hash_alg);
+}
+
+static int set_ivgen_alg(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.luks.ivgen_alg);
+}
+
+static int set_ivgen_hash_alg(struct creation *c, const char *value)
+{
+    return keep(c, value, &c->qcow2.luks.ivgen_hash_alg);
+}
+
 static int set_iter_time(struct creation *c, const char *value)
 {
     uint64_t n;
     if (parse_number(value, &n) < 0 || n < 1 || n > 600000)
         return -EINVAL;
-    c->qcow2.iter_time_ms = (unsigned)n;
+    c->qcow2.luks.iter_time_ms = (unsigned)n;
     return 0;
 }
 
@@ -149,8 +174,14 @@ static const struct create_option create_options[] = {
     {"compression_type", "zlib (default) or zstd", false, set_compression_type},
     {"data_file", "file for the data; the image itself has the tables only", false, set_data_file},
     {"data_file_raw", "on: the data file is a raw image all the time", false, set_data_file_raw},
+    {"encrypt.cipher-alg", "aes-256 (default), serpent-128, twofish-192, cast5-128, ...", false,
+     set_cipher_alg},
+    {"encrypt.cipher-mode", "xts (default), cbc, ctr or ecb", false, set_cipher_mode},
     {"encrypt.format", "luks", false, set_encrypt_format},
+    {"encrypt.hash-alg", "sha256 (default), sha512, ripemd160, ...", false, set_hash_alg},
     {"encrypt.iter-time", "milliseconds spent on the passphrase", false, set_iter_time},
+    {"encrypt.ivgen-alg", "plain64 (default), plain or essiv", false, set_ivgen_alg},
+    {"encrypt.ivgen-hash-alg", "for essiv: sha256 (default), md5", false, set_ivgen_hash_alg},
     {"extended_l2", "on: subclusters", false, set_extended_l2},
     {"lazy_refcounts", "on: refcounts are written later", false, set_lazy_refcounts},
     {"nocow", "off", true, set_nocow},
@@ -297,7 +328,7 @@ static int coroutine_fn make_qcow2(struct img_new *image, struct creation *c,
 {
     struct qcow2_create_options *q = &c->qcow2;
     q->size = image->size;
-    q->secret_file = image->secret_file;
+    q->luks.secret_file = image->secret_file;
     image->cluster_bytes = q->cluster_bytes ? q->cluster_bytes : 65536;
     image->backed = q->backing_file != NULL;
     return qcow2_co_create(image->path, q, err);

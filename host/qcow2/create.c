@@ -64,7 +64,7 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
         {o->backing_file && o->preallocation != QCOW2_PREALLOCATION_OFF && !o->extended_l2,
          "a backing file and preallocation can only go together with extended L2 entries"},
         {o->encrypt_format && strcmp(o->encrypt_format, "luks") != 0, "luks is the only encryption format"},
-        {o->encrypt_format && !o->secret_file, "encryption needs a file with the secret"},
+        {o->encrypt_format && !o->luks.secret_file, "encryption needs a file with the secret"},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
         if (rules[i].bad)
@@ -264,7 +264,7 @@ static int coroutine_fn co_preallocate(const char *path, const struct qcow2_crea
     struct open_options options = {.format = "qcow2",
                                    .no_backing = true,
                                    .cache = CACHE_WRITEBACK,
-                                   .secret_file = o->secret_file,
+                                   .secret_file = o->luks.secret_file,
                                    .backing = BACKING_DIR,
                                    .backing_dir = "/"};
     struct node *node;
@@ -290,7 +290,7 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
     if (ret < 0)
         return ret;
     if (options->encrypt_format) {
-        ret = qcow2_luks_create(options->secret_file, options->iter_time_ms, &luks, err);
+        ret = qcow2_luks_create(&options->luks, &luks, err);
         if (ret < 0)
             return ret;
         uint64_t cluster = options->cluster_bytes ? options->cluster_bytes : 65536;

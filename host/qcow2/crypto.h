@@ -19,7 +19,7 @@ struct qcow2_luks_creation {
     uint8_t *header;
     uint64_t bytes;
 };
-int qcow2_luks_create(const char *secret_file, unsigned iter_time_ms, struct qcow2_luks_creation *luks,
+int qcow2_luks_create(const struct qcow2_luks_options *options, struct qcow2_luks_creation *luks,
                       struct error *err);
 
 int coroutine_fn qcow2_crypto_co_read(struct qcow2 *s, uint64_t guest, uint64_t host, uint64_t bytes,

@@ -5,14 +5,13 @@
  *
  * What always holds: no offset or length from the header is used before it was bounded by the header's own
  * area; guests never see ciphertext and the file never sees plaintext: both ways go through a buffer of our
- * own; keys are wiped before their memory is given back. (Making a container: luks_create.c.)
+ * own; keys are wiped before their memory is given back. (Making a container: luks_create.c; the ciphers:
+ * luks_cipher.c.)
  */
 #include "host/qcow2/luks.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <gcrypt.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -35,179 +34,16 @@ struct qcow2_crypto {
     unsigned nb_handles;
 };
 
-/* ---- ciphers ---- */
-
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-static void start_gcrypt(void)
-{
-    gcry_check_version(NULL);
-    gcry_control(GCRYCTL_DISABLE_SECMEM, 0);
-    gcry_control(GCRYCTL_INITIALIZATION_FINISHED, 0);
-}
-
-void luks_init(void)
-{
-    pthread_once(&once, start_gcrypt);
-}
-
-static const struct {
-    const char *name;
-    unsigned key_bytes; /* of one key */
-    int algo;
-} ciphers[] = {
-    {"aes", 16, GCRY_CIPHER_AES128},         {"aes", 24, GCRY_CIPHER_AES192},
-    {"aes", 32, GCRY_CIPHER_AES256},         {"serpent", 16, GCRY_CIPHER_SERPENT128},
-    {"serpent", 24, GCRY_CIPHER_SERPENT192}, {"serpent", 32, GCRY_CIPHER_SERPENT256},
-    {"twofish", 16, GCRY_CIPHER_TWOFISH128}, {"twofish", 32, GCRY_CIPHER_TWOFISH},
-    {"cast5", 16, GCRY_CIPHER_CAST5},
-};
-
-static const struct {
-    const char *name;
-    int algo;
-} hashes[] = {{"sha1", GCRY_MD_SHA1},     {"sha224", GCRY_MD_SHA224}, {"sha256", GCRY_MD_SHA256},
-              {"sha384", GCRY_MD_SHA384}, {"sha512", GCRY_MD_SHA512}, {"ripemd160", GCRY_MD_RMD160}};
-
-static int find_hash(const char *name)
-{
-    for (size_t i = 0; i < sizeof(hashes) / sizeof(hashes[0]); i++) {
-        if (strcmp(hashes[i].name, name) == 0)
-            return hashes[i].algo;
-    }
-    return 0;
-}
-
-int luks_cipher_parse(const char *name, const char *mode, const char *hash, unsigned key_bytes,
-                      struct luks_cipher *c)
-{
-    memset(c, 0, sizeof(*c));
-    const char *dash = strchr(mode, '-');
-    if (!dash)
-        return -ENOTSUP;
-    bool xts = strncmp(mode, "xts-", 4) == 0, cbc = strncmp(mode, "cbc-", 4) == 0;
-    if (!xts && !cbc)
-        return -ENOTSUP;
-    c->mode = xts ? GCRY_CIPHER_MODE_XTS : GCRY_CIPHER_MODE_CBC;
-    c->key_bytes = key_bytes;
-    c->hash = find_hash(hash);
-    const char *iv = dash + 1;
-    if (strcmp(iv, "plain64") == 0) {
-        c->iv = LUKS_IV_PLAIN64;
-    } else if (strcmp(iv, "plain") == 0) {
-        c->iv = LUKS_IV_PLAIN;
-    } else if (strncmp(iv, "essiv:", 6) == 0) {
-        c->iv = LUKS_IV_ESSIV;
-        c->iv_hash = find_hash(iv + 6);
-        if (!c->iv_hash)
-            return -ENOTSUP;
-    } else {
-        return -ENOTSUP;
-    }
-    unsigned one = xts ? key_bytes / 2 : key_bytes;
-    for (size_t i = 0; i < sizeof(ciphers) / sizeof(ciphers[0]); i++) {
-        if (strcmp(ciphers[i].name, name) == 0 && ciphers[i].key_bytes == one && (!xts || key_bytes % 2 == 0))
-            c->algo = ciphers[i].algo;
-        if (c->iv == LUKS_IV_ESSIV && strcmp(ciphers[i].name, name) == 0 &&
-            ciphers[i].key_bytes == gcry_md_get_algo_dlen(c->iv_hash))
-            c->iv_algo = ciphers[i].algo;
-    }
-    return c->algo && c->hash && (c->iv != LUKS_IV_ESSIV || c->iv_algo) ? 0 : -ENOTSUP;
-}
-
-struct luks_handle *luks_handle_new(const struct luks_cipher *c, const uint8_t *key)
-{
-    struct luks_handle *h = calloc(1, sizeof(*h));
-    if (!h || gcry_cipher_open(&h->data, c->algo, c->mode, 0) ||
-        gcry_cipher_setkey(h->data, key, c->key_bytes))
-        goto fail;
-    if (c->iv == LUKS_IV_ESSIV) {
-        uint8_t salt[64];
-        gcry_md_hash_buffer(c->iv_hash, salt, key, c->key_bytes);
-        bool bad = gcry_cipher_open(&h->essiv, c->iv_algo, GCRY_CIPHER_MODE_ECB, 0) ||
-                   gcry_cipher_setkey(h->essiv, salt, gcry_md_get_algo_dlen(c->iv_hash));
-        explicit_bzero(salt, sizeof(salt));
-        if (bad)
-            goto fail;
-    }
-    return h;
-fail:
-    luks_handle_free(h);
-    return NULL;
-}
-
-void luks_handle_free(struct luks_handle *h)
-{
-    if (!h)
-        return;
-    gcry_cipher_close(h->data);
-    gcry_cipher_close(h->essiv);
-    free(h);
-}
-
-int luks_crypt(const struct luks_cipher *c, struct luks_handle *h, bool encrypt, uint64_t sector,
-               uint8_t *data, uint64_t bytes)
-{
-    size_t iv_bytes = gcry_cipher_get_algo_blklen(c->algo); /* cast5: 8 */
-    for (; bytes; bytes -= 512, data += 512, sector++) {
-        uint8_t iv[16] = {0};
-        for (unsigned i = 0; i < (c->iv == LUKS_IV_PLAIN ? 4u : 8u); i++)
-            iv[i] = (uint8_t)(sector >> (8 * i));
-        if (c->iv == LUKS_IV_ESSIV && gcry_cipher_encrypt(h->essiv, iv, sizeof(iv), NULL, 0))
-            return -EIO;
-        if (gcry_cipher_setiv(h->data, iv, iv_bytes) ||
-            (encrypt ? gcry_cipher_encrypt(h->data, data, 512, NULL, 0)
-                     : gcry_cipher_decrypt(h->data, data, 512, NULL, 0)))
-            return -EIO;
-    }
-    return 0;
-}
-
-/* ---- anti-forensic split ---- */
-
-/* Hashes BLOCK in pieces of the digest's length, each with its number. */
-void luks_diffuse(int hash, uint8_t *block, unsigned bytes)
-{
-    unsigned digest_bytes = gcry_md_get_algo_dlen(hash);
-    for (unsigned at = 0, i = 0; at < bytes; at += digest_bytes, i++) {
-        unsigned n = bytes - at < digest_bytes ? bytes - at : digest_bytes;
-        uint8_t in[4 + 64], digest[64];
-        be32 number = be32_put(i);
-        memcpy(in, &number, 4);
-        memcpy(in + 4, block + at, n);
-        gcry_md_hash_buffer(hash, digest, in, 4 + n);
-        memcpy(block + at, digest, n);
-    }
-}
-
-static void af_merge(int hash, const uint8_t *material, unsigned key_bytes, unsigned stripes, uint8_t *key)
-{
-    memset(key, 0, key_bytes);
-    for (unsigned i = 0; i < stripes; i++) {
-        for (unsigned k = 0; k < key_bytes; k++)
-            key[k] ^= material[(size_t)i * key_bytes + k];
-        if (i + 1 < stripes)
-            luks_diffuse(hash, key, key_bytes);
-    }
-}
-
-int luks_pbkdf2(int hash, const void *secret, size_t secret_bytes, const uint8_t salt[LUKS_SALT],
-                uint32_t iterations, void *key, size_t key_bytes)
-{
-    return gcry_kdf_derive(secret, secret_bytes, GCRY_KDF_PBKDF2, hash, salt, LUKS_SALT, iterations,
-                           key_bytes, key)
-               ? -EIO
-               : 0;
-}
-
 /* ---- secrets ---- */
 
 int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct error *err)
 {
     *secret = NULL;
-    if (!path)
-        return error_set(err, -EACCES,
-                         "the image is encrypted: a file with the passphrase is needed (--secret-file)");
+    if (!path) {
+        error_set(err, -EACCES,
+                  "the image is encrypted: a file with the passphrase is needed (--secret-file)");
+        return -EACCES;
+    }
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     uint8_t *buf = malloc(SECRET_MAX + 1);
     ssize_t n = fd >= 0 && buf ? 0 : -1;
@@ -223,11 +59,12 @@ int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct e
         ret = error_set(err, -EINVAL, "secret file '%s' is empty", path);
     if (fd >= 0)
         close(fd);
-    if (ret < 0)
+    if (ret < 0) {
         free(buf);
-    else
-        *secret = buf;
-    return ret;
+        return ret;
+    }
+    *secret = buf;
+    return buf ? 0 : -ENOMEM;
 }
 
 /* ---- opening ---- */
@@ -260,7 +97,7 @@ static int try_slot(struct unlocking *u, const struct luks_slot *slot)
         ret = luks_crypt(c, h, false, 0, material, rounded);
     }
     if (ret == 0) {
-        af_merge(c->hash, material, c->key_bytes, LUKS_STRIPES, crypto->key);
+        luks_af_merge(c->hash, material, c->key_bytes, LUKS_STRIPES, crypto->key);
         ret = luks_pbkdf2(c->hash, crypto->key, c->key_bytes, crypto->header.digest_salt,
                           be32_get(crypto->header.digest_iterations), digest, sizeof(digest));
     }
@@ -433,9 +270,8 @@ void qcow2_crypto_info(const struct qcow2 *s, struct qcow2_info *info)
     const struct luks_header *h = &crypto->header;
     static const char *const ivs[] = {"plain64", "plain", "essiv"};
     info->luks.cipher_name = h->cipher_name;
-    info->luks.cipher_mode = crypto->cipher.mode == GCRY_CIPHER_MODE_XTS ? "xts" : "cbc";
-    info->luks.cipher_bits =
-        crypto->cipher.key_bytes * 8 / (crypto->cipher.mode == GCRY_CIPHER_MODE_XTS ? 2 : 1);
+    info->luks.cipher_mode = crypto->cipher.mode->name;
+    info->luks.cipher_bits = crypto->cipher.key_bytes * 8 / crypto->cipher.mode->keys;
     info->luks.hash = h->hash;
     info->luks.ivgen = ivs[crypto->cipher.iv];
     info->luks.ivgen_hash = crypto->cipher.iv == LUKS_IV_ESSIV ? strchr(h->cipher_mode, ':') + 1 : NULL;

@@ -1,6 +1,6 @@
 /*
- * LUKS version 1, as it lies in the file, and what luks.c (opening, data) and luks_create.c (making one)
- * share. Private to host/qcow2. Functions without co_ are for any thread.
+ * LUKS version 1, as it lies in the file, and what luks.c (opening, data), luks_create.c (making one) and
+ * luks_cipher.c share. Private to host/qcow2. Functions without co_ are for any thread.
  *
  * Specification: LUKS On-Disk Format Specification, version 1.2.3.
  */
@@ -50,16 +50,26 @@ _Static_assert(sizeof(struct luks_header) == 592, "LUKS header");
 
 enum luks_iv { LUKS_IV_PLAIN64, LUKS_IV_PLAIN, LUKS_IV_ESSIV };
 
+struct luks_mode {
+    const char *name;
+    int algo;      /* gcrypt's number */
+    unsigned keys; /* that the key is made of */
+};
+
 struct luks_cipher {
-    int algo, mode, hash; /* gcrypt's numbers */
-    int iv_hash, iv_algo; /* for essiv */
+    const struct luks_mode *mode;
+    const struct nettle_cipher *nettle; /* in place of algo, or NULL */
+    int algo, hash;                     /* gcrypt's numbers */
+    int iv_hash, iv_algo;               /* for essiv */
     enum luks_iv iv;
-    unsigned key_bytes;
+    unsigned key_bytes, block_bytes;
 };
 
 /* A cipher with its key set; one user at a time. */
 struct luks_handle {
     struct gcry_cipher_handle *data, *essiv;
+    uint8_t *nettle; /* keys, if nettle does it */
+    size_t nettle_bytes;
 };
 
 void luks_init(void);
@@ -72,6 +82,7 @@ void luks_handle_free(struct luks_handle *h);
 int luks_crypt(const struct luks_cipher *c, struct luks_handle *h, bool encrypt, uint64_t sector,
                uint8_t *data, uint64_t bytes);
 void luks_diffuse(int hash, uint8_t *block, unsigned bytes);
+void luks_af_merge(int hash, const uint8_t *material, unsigned key_bytes, unsigned stripes, uint8_t *key);
 int luks_pbkdf2(int hash, const void *secret, size_t secret_bytes, const uint8_t salt[LUKS_SALT],
                 uint32_t iterations, void *key, size_t key_bytes);
 /* The passphrase, all of the file; *SECRET is to be wiped and freed. */

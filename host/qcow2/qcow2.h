@@ -32,6 +32,14 @@ enum qcow2_preallocation {
     QCOW2_PREALLOCATION_FULL      /* and written */
 };
 
+/* Names as qemu-img's options have them; NULL is the default, aes-256, xts, plain64, sha256 and sha256. */
+struct qcow2_luks_options {
+    const char
+        *secret_file;      /* passphrase: the whole file, with or without a last newline, as it was written */
+    unsigned iter_time_ms; /* key derivation time; 0: 2000 */
+    const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg;
+};
+
 /* Zero is the default of each field. */
 struct qcow2_create_options {
     uint64_t size;          /* bytes; rounded up to 512 */
@@ -47,9 +55,7 @@ struct qcow2_create_options {
     const char *data_file; /* external data file, stored as it is; created if it isn't there. NULL: none */
     bool data_file_raw;
     const char *encrypt_format; /* NULL or "luks" */
-    const char
-        *secret_file; /* passphrase: the whole file, a last newline included or not is up to its writer */
-    unsigned iter_time_ms; /* LUKS key derivation time; 0: 2000 */
+    struct qcow2_luks_options luks;
 };
 
 /* Creates or overwrites PATH. On error the file may be there, but never with a valid image header. Coroutine.

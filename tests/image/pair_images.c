@@ -159,9 +159,9 @@ bool pair_we_create(struct pair *p, enum side side, struct error *err)
                     .data_file = p->data_file ? data : NULL, /* QEMU looks from its working directory */
                     .data_file_raw = combination_is(c, D_DATA_FILE, "raw"),
                     .encrypt_format = p->luks ? "luks" : NULL,
-                    .iter_time_ms = 1}};
+                    .luks = {.iter_time_ms = 1}}};
     snprintf(secret, sizeof secret, "%s/pass", p->dir);
-    creation.options.secret_file = p->luks ? secret : NULL;
+    creation.options.luks.secret_file = p->luks ? secret : NULL;
     pair_path(p, creation.path, pair_side_names[side], "qcow2");
     (void)qcow2_compression_parse(combination_value(c, D_COMPRESSION), &creation.options.compression_type);
     (void)qcow2_preallocation_parse(combination_value(c, D_PREALLOCATION), &creation.options.preallocation);

@@ -151,8 +151,7 @@ static int create(const char *path)
                                      .data_file = arg_text("data_file", NULL),
                                      .data_file_raw = arg_number("data_file_raw", 0),
                                      .encrypt_format = arg_text("encrypt", NULL),
-                                     .secret_file = arg_text("secret", NULL),
-                                     .iter_time_ms = 10}};
+                                     .luks = {.secret_file = arg_text("secret", NULL), .iter_time_ms = 10}}};
     if (qcow2_compression_parse(arg_text("compression", "zlib"), &c.options.compression_type) < 0 ||
         qcow2_preallocation_parse(arg_text("preallocation", "off"), &c.options.preallocation) < 0)
         return fail("options", -EINVAL);
