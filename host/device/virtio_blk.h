@@ -125,6 +125,7 @@ struct virtio_blk_queue_setup {
     int call_fd;             /* eventfd written to interrupt the driver, or -1 */
     void *inflight;          /* this queue's part of the inflight region, or NULL; a stranger's memory */
     size_t inflight_bytes;   /* see ring_inflight.h for how much a queue needs */
+    bool goes_on;            /* after a pause, with the same call_fd: the driver was told of everything */
     bool inflight_own;       /* INFLIGHT is the transport's, for pauses: no successor will read it */
     const uint32_t *memory_broken; /* sigbus_guard.h: non-zero once the memory was cut short; or NULL */
     uint8_t *log;                  /* dirty log for migration, or NULL */

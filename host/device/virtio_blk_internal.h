@@ -153,6 +153,7 @@ struct virtio_blk_queue {
     struct multireq multireq;
     struct ring_inflight inflight;
     bool track_inflight;
+    bool goes_on;         /* after a pause */
     bool inflight_own;    /* that region is for pauses only */
     bool keeps_parked;    /* stopping: what is parked is left to the region */
     unsigned resubmitted; /* of inflight.requests */

@@ -62,8 +62,9 @@ static void control_start(void *opaque)
     /* Whoever served this ring before may have died between publishing and interrupting. The place of the
      * beginning is that of every so many laps, too: only without a used region does it mean a ring just made.
      */
-    if (queue->call_fd >= 0 && ((queue->track_inflight && !queue->inflight.fresh) ||
-                                virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0)))
+    if (queue->call_fd >= 0 && !queue->goes_on &&
+        ((queue->track_inflight && !queue->inflight.fresh) ||
+         virtqueue_last_used_idx(&queue->vq) != (queue->vq.packed ? 0x8000 : 0)))
         virtio_blk_queue_write_call(queue);
     /* Work that was there before the first kick. */
     virtio_blk_handle_queue(queue);
@@ -141,6 +142,7 @@ static int coroutine_fn start_locked(struct virtio_blk_queue *queue, struct loop
     queue->resubmitted = 0;
     queue->track_inflight = setup->inflight;
     queue->inflight_own = setup->inflight_own;
+    queue->goes_on = setup->goes_on;
     queue->keeps_parked = false;
     if (setup->inflight) {
         int result =

@@ -33,6 +33,7 @@ struct vring {
     bool started, enabled;
     bool runs;
     bool broken; /* the device gave it up: not served again before it is set up anew */
+    bool paused; /* and call_fd is still the one that was told of all that was used */
     bool has_addr;
     uint32_t size; /* 0: not set */
     uint32_t base; /* as in SET_VRING_BASE: 16 bits for a split ring, twice 16 for a packed one */

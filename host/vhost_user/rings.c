@@ -119,6 +119,7 @@ void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
     virtio_blk_co_queue_pause(c->options->device, index, &avail, &used);
     let_go_end(&let_go);
     ring_was_at(c, r, avail, used);
+    r->paused = true;
 }
 
 /* What was parked over a pause is of no use to a ring that is set up anew. */
@@ -230,6 +231,7 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
         .kick_fd = r->kick_fd,
         .no_kicks = r->kick_fd < 0,
         .call_fd = r->call_fd,
+        .goes_on = r->paused,
         .memory_broken = &c->memory_broken,
     };
     const uint64_t used_bytes = packed ? 16 * n : VIRTQ_USED_BYTES(n); /* what is logged as written */
@@ -293,6 +295,7 @@ static int coroutine_fn ring_run(struct vhost_user_connection *c, unsigned index
     if (ret < 0)
         return error_prefix(err, ret, "ring %u", index);
     r->runs = true;
+    r->paused = false;
     r->base_told = r->base_set_anew = false;
     return 0;
 }
@@ -528,6 +531,7 @@ int coroutine_fn handle_set_vring_call(struct vhost_user_connection *c, struct v
          * allowed. */
         event_fd_tell(fd);
     }
+    r->paused = false;
     fd_replace(&r->call_fd, fd);
     return 0;
 }

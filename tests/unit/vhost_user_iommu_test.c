@@ -162,6 +162,30 @@ static void a_translation_that_is_not_good_enough_is_not_asked_for_again(void **
     server_is_well();
 }
 
+/* A pause is nobody's death: the driver was told of everything, and is not told again with each translation.
+ */
+static void translations_bring_no_interrupts(void **state)
+{
+    struct client_guest g;
+    uint64_t count;
+    int channel;
+    int fd = front_end_translated(&g, &channel);
+    guest_submit_read(&g, 0, 0);
+    assert_int_equal(answer_until_used(fd, channel, &g, 1), 5);
+    assert_int_equal(get_vring_base(fd, 0), 1); /* whatever interrupt was under way has come */
+    client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
+    assert_true(client_sync(fd));
+    assert_int_equal(read(g.call, &count, sizeof count), sizeof count);
+    for (unsigned i = 1; i < 5; i++)
+        assert_int_equal(translate(fd, &g, VHOST_USER_IOTLB_UPDATE, (uint64_t)i << 40, 4096, 3), 1);
+    assert_int_equal(read(g.call, &count, sizeof count), -1);
+    close(fd);
+    close(channel);
+    guest_close(&g);
+    server_is_well();
+    log_lines();
+}
+
 /* As many pages as the requests of a few queues can need are known at once. */
 static void thousands_of_translations_are_kept(void **state)
 {
@@ -251,6 +275,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(translations_are_asked_for_given_and_taken_back),
         cmocka_unit_test(a_translation_that_is_not_good_enough_is_not_asked_for_again),
+        cmocka_unit_test(translations_bring_no_interrupts),
         cmocka_unit_test(thousands_of_translations_are_kept),
         cmocka_unit_test(a_parked_request_is_failed_at_the_end_of_a_ring_that_waits_for_translations),
     };
