@@ -99,6 +99,16 @@ ok "probing opens nothing but the image" bash -c "
     strace -f -e trace=openat,open -o trace '$io' backing=deny images/far.qcow2 length; ! grep -q secret trace"
 ok "img info opens nothing but the image" bash -c "
     strace -f -e trace=openat,open -o trace '$img' info images/far.qcow2 && ! grep -q 'secret' trace"
+# The same for an external data file.
+qemu-img create -q -f qcow2 -o "data_file=$tmp/other/clusters" images/data.qcow2 1M
+opened() { strace -f -e trace=openat,open -o trace "$@"; }
+probed() { ! opened "$io" "$@" images/data.qcow2 length && grep -q data.qcow2 trace && ! grep -q clusters trace; }
+ok "an image's data file is under the policy, and not opened to find out" probed
+ok "... nor with the format said" probed format=qcow2
+ok "... nor with --backing=deny" probed backing=deny
+ok "... nor for img info" bash -c "
+    strace -f -e trace=openat,open -o trace '$img' info images/data.qcow2 && grep -q data.qcow2 trace && ! grep -q clusters trace"
+ok "... and is where it is allowed" "$io" "backing=$tmp/other" images/data.qcow2 length
 ok_not "img info --backing-chain is under the policy" "$img" info --backing-chain images/far.qcow2
 ok "... and follows what it allows" bash -c "
     '$img' info --backing-chain --output=json images/near.qcow2 | jq -en 'input | length == 2 and .[1].format == \"raw\"'"

@@ -651,6 +651,43 @@ static void a_check_takes_no_memory_for_what_is_not_there(void **state)
     in_coroutine(scattered_body);
 }
 
+/* An image that was left dirty, with a cluster that its refcounts don't know: they are mended when it is
+ * opened for writing. With power lost at any moment before they are durable it still has to say that it is
+ * dirty. */
+static void dirty_body(void *arg)
+{
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = 4096});
+    assert_int_equal(open_image(), 0);
+    write_at(0, 8192, 1);
+    assert_int_equal(node_co_flush(node), 0);
+    uint64_t block = q->reftable[0], cluster = host_of(0) / 4096;
+    assert_int_equal(node_co_close(node), 0);
+    memset(disk.data + block + 2 * cluster, 0, 2);
+    disk.data[79] |= QCOW2_INCOMPAT_DIRTY;
+    disk.keep_log = true;
+    assert_int_equal(open_image(), 0);
+    int mended = -1, flushed = -1, cleared = -1;
+    for (int i = 0; i < (int)disk.logged && cleared < 0; i++) {
+        const struct fake_logged *l = &disk.log[i];
+        if (l->op == FAKE_FLUSH && mended >= 0)
+            flushed = i;
+        if (l->op != FAKE_WRITE)
+            continue;
+        if (l->offset <= block + 2 * cluster && l->offset + l->bytes > block + 2 * cluster)
+            mended = i;
+        if (l->offset <= 79 && l->offset + l->bytes > 79 && !(l->data[79 - l->offset] & QCOW2_INCOMPAT_DIRTY))
+            cleared = i;
+    }
+    assert_true(mended >= 0 && mended < flushed && flushed < cleared);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void the_dirty_bit_outlives_what_it_speaks_of(void **state) /* C4 */
+{
+    in_coroutine(dirty_body);
+}
+
 static void far_body(void *arg)
 {
     char buf[512] = {0};
@@ -702,6 +739,7 @@ int main(void)
         cmocka_unit_test(a_failed_fsync_stays_failed),
         cmocka_unit_test(no_slice_is_forgotten_while_it_is_loaded),
         cmocka_unit_test(a_discard_frees_no_metadata_and_no_foreign_cluster),
+        cmocka_unit_test(the_dirty_bit_outlives_what_it_speaks_of),
         cmocka_unit_test(the_file_does_not_follow_refcounts_of_what_is_not_there),
         cmocka_unit_test(a_check_takes_no_memory_for_what_is_not_there),
         cmocka_unit_test(every_update_fails),

@@ -612,6 +612,123 @@ static void changes_during_recovery(void **state)
         }
 }
 
+/* H14: another reset is asked for, or the device is unplugged, while the first is under way */
+static unsigned resets_left;
+
+static void again_at_reset(struct fake *fake)
+{
+    forget();
+    if (hostile_variant == 0 && resets_left > 0 && resets_left-- > 0)
+        fake->status |= VIRTIO_STATUS_DEVICE_NEEDS_RESET;
+    if (hostile_variant == 1)
+        fake->refuse_features = resets_left > 0 && resets_left-- > 0; /* and the next one goes well */
+}
+
+static void gone_at_config_read(struct fake *fake, unsigned offset)
+{
+    if (hostile_variant == 2)
+        fake->gone = true;
+}
+
+static void trouble_during_recovery(void **state)
+{
+    for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++)
+        for (hostile_variant = 0; hostile_variant < 3; hostile_variant++) {
+            struct fake *fake = start(0, layout);
+            fake->on_reset = again_at_reset;
+            resets_left = 2;
+            fake->on_chain = keep;
+            submit_reads(fake, INFLIGHT);
+            fake->on_chain = NULL;
+            fake->on_config_read = gone_at_config_read;
+            fake->status |= VIRTIO_STATUS_DEVICE_NEEDS_RESET;
+            vblk_config_changed(fake->vblk);
+            all_are_answered(fake, INFLIGHT);
+            for (unsigned i = 0; i < INFLIGHT; i++)
+                assert_true(requests[i].result == 0 || requests[i].result == -VBLK_ENODEV);
+            assert_true(fake->resets <= 8);
+            stop(fake);
+        }
+}
+
+/* H7: the disk shrinks under what is in flight: the device answers that as it likes, the driver follows */
+static void a_disk_that_shrinks_under_requests(void **state)
+{
+    for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++) {
+        struct fake *fake = start(0, layout);
+        uint8_t buf[512];
+        fake->on_chain = keep;
+        submit_reads(fake, INFLIGHT);
+        fake->config.capacity = le64_put(4);
+        fake->generation++;
+        vblk_config_changed(fake->vblk);
+        for (unsigned i = 0; i < INFLIGHT; i++) {
+            fake->answer_status = i < 4 ? 0 : VIRTIO_BLK_S_IOERR;
+            answer(fake, i);
+        }
+        fake->answer_status = 0;
+        fake->faults = 0; /* the fake calls those behind the end wrong, but they were right when they came */
+        all_are_answered(fake, INFLIGHT);
+        for (unsigned i = 0; i < INFLIGHT; i++)
+            assert_int_equal(requests[i].result, i < 4 ? 0 : -VBLK_EIO);
+        assert_int_equal(vblk_read(fake->vblk, 0, 4, buf, 512), -VBLK_ERANGE);
+        forget();
+        fake->on_chain = NULL;
+        assert_int_equal(vblk_read(fake->vblk, 0, 3, buf, 512), 0);
+        stop(fake);
+    }
+}
+
+/* H5: the status byte changes after the answer was seen: what was read once holds */
+static void a_status_that_changes_its_mind(void **state)
+{
+    for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout++) {
+        struct fake *fake = start(0, layout);
+        fake->on_chain = keep;
+        submit_reads(fake, INFLIGHT);
+        for (unsigned i = 0; i < INFLIGHT; i++)
+            answer(fake, i);
+        all_are_answered(fake, INFLIGHT);
+        for (unsigned i = 0; i < INFLIGHT; i++) {
+            unsigned when = requests[i].order;
+            *kept[i]->status = VIRTIO_BLK_S_IOERR;
+            vblk_poll(fake->vblk, 0);
+            assert_int_equal(requests[i].result, 0);
+            assert_int_equal(requests[i].order, when); /* completed once */
+        }
+        stop(fake);
+    }
+}
+
+/* H9: interrupts when nothing is set up yet, and when all has been failed */
+static void interrupt_at_config_read(struct fake *fake, unsigned offset)
+{
+    if (fake->vblk) {
+        fake->isr = 3;
+        vblk_interrupt(fake->vblk);
+    }
+}
+
+static void interrupts_at_the_wrong_time(void **state)
+{
+    for (unsigned layout = 0; layout < FAKE_LAYOUTS; layout += 3) {
+        struct fake *fake = fake_new(fake_layout(layout), 4096);
+        uint8_t buf[512];
+        fake->on_config_read = interrupt_at_config_read;
+        assert_int_equal(fake_start(fake, NULL), 0);
+        fake->on_config_read = NULL;
+        assert_int_equal(vblk_read(fake->vblk, 0, 0, buf, 512), 0);
+        fake->gone = true;
+        assert_int_equal(vblk_read(fake->vblk, 0, 0, buf, 512), -VBLK_ENODEV);
+        for (unsigned i = 0; i < 100; i++) {
+            vblk_interrupt(fake->vblk);
+            vblk_config_changed(fake->vblk);
+            assert_int_equal(vblk_poll(fake->vblk, 0), 0);
+        }
+        stop(fake);
+    }
+}
+
 /* H9: an answer after the reset, to what was asked before it: the ring is new, nothing is believed */
 static void answers_after_the_reset(void **state)
 {
@@ -746,6 +863,10 @@ int main(void)
         cmocka_unit_test(hot_unplug),
         cmocka_unit_test(a_device_that_can_not_be_reset),
         cmocka_unit_test(changes_during_recovery),
+        cmocka_unit_test(trouble_during_recovery),
+        cmocka_unit_test(a_disk_that_shrinks_under_requests),
+        cmocka_unit_test(a_status_that_changes_its_mind),
+        cmocka_unit_test(interrupts_at_the_wrong_time),
         cmocka_unit_test(answers_after_the_reset),
         cmocka_unit_test(stop_answers_everything),
         cmocka_unit_test(in_order_out_of_order_is_a_lie),
