@@ -269,6 +269,14 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
             goto fail;
         }
         driver = node_driver_find(format);
+        if (!driver) {
+            ret =
+                error_set(err, -ENOTSUP,
+                          "%s: is a %s image; qcow2 and raw are what can be opened (convert it, or say that "
+                          "the format is raw if its bytes as they are make the disk)",
+                          path, format);
+            goto fail;
+        }
     }
     return node_co_open_format(driver, protocol, path, &opened, options->format == NULL, node, err);
 

@@ -231,8 +231,8 @@ int coroutine_fn node_co_inactivate(struct node *node);
  * inactive. */
 int coroutine_fn node_co_activate(struct node *node, struct error *err);
 
-/* Guesses the format of what is in PROTOCOL: "qcow2" by its magic, else "raw". Reads at most one sector;
- * opens nothing else. */
+/* Guesses the format of what is in PROTOCOL: that of the magic, be it known here or not, else "raw". Reads at
+ * most one sector; opens nothing else. */
 int coroutine_fn node_co_probe(struct node *protocol, const char **format);
 
 /* Would a sector that begins with BUF be taken for an image of some format, by us or by others? Its name, or

@@ -5,14 +5,15 @@
  * What always holds: only 512 bytes are looked at, and nothing they say is followed.
  */
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "host/block/node.h"
 
 #define SECTOR 512
 
-/* What the common image formats begin with. We open qcow2 alone; a host's other tools may take any of them.
- */
+/* What the common image formats begin with. We open qcow2 alone and refuse the others by their names; a
+ * host's other tools may take any of them. */
 static const struct {
     const char *format;
     unsigned offset, bytes;
@@ -34,13 +35,30 @@ static const struct {
     {"cloop", 0, 22, "#!/bin/sh\n#V2.0 Format"},
 };
 
+/* A VMDK's description is text: its first line that is neither empty nor a comment gives the version. */
+static bool describes_vmdk(const char *text)
+{
+    const char *end = text + SECTOR;
+    while (text < end && (*text == '#' || *text == ' ' || *text == '\r' || *text == '\n')) {
+        const char *line_end = memchr(text, '\n', (size_t)(end - text));
+        if (*text != '#') {
+            text++;
+            continue;
+        }
+        if (!line_end)
+            return false;
+        text = line_end + 1;
+    }
+    return end - text >= 9 && memcmp(text, "version=", 8) == 0 && text[8] >= '1' && text[8] <= '3';
+}
+
 const char *node_probe_magic(const void *buf)
 {
     for (size_t i = 0; i < sizeof(magics) / sizeof(magics[0]); i++) {
         if (memcmp((const char *)buf + magics[i].offset, magics[i].magic, magics[i].bytes) == 0)
             return magics[i].format;
     }
-    return NULL;
+    return describes_vmdk(buf) ? "vmdk" : NULL;
 }
 
 int coroutine_fn node_co_probe(struct node *protocol, const char **format)
@@ -50,6 +68,6 @@ int coroutine_fn node_co_probe(struct node *protocol, const char **format)
     if (ret < 0)
         return ret;
     const char *found = node_probe_magic(sector);
-    *format = found && strcmp(found, "qcow2") == 0 ? "qcow2" : "raw";
+    *format = found ? found : "raw";
     return 0;
 }

@@ -96,6 +96,18 @@ for magic in KDMV COWD conectix vhdxfile WithoutFreeSpace 'LUKS'$'\xba\xbe'; do
     ok_not "... and the magic ${magic//[^[:print:]]/.}" "$io" disk.raw "text 0 $magic"
 done
 fresh 1M
+ok_not "... and a VMDK's description behind a comment" "$io" disk.raw $'text 0 #mine\n\nversion=1\n'
+ok "... text that is none is written" "$io" disk.raw $'text 0 #mine\n\nversions=1\n'
+# What QEMU would find out is not taken for a raw disk, and a guest does not come to its header.
+for format in vmdk vdi vhdx qed vpc parallels luks; do
+    printf secret >pass
+    options=()
+    [ $format != luks ] || options=(--object "secret,id=s,file=pass" -o "key-secret=s,iter-time=10")
+    LD_PRELOAD=$(realpath "$tools/quick_kdf.so") qemu-img create -q -f $format "${options[@]}" image.$format 4M
+    ok "an image of format $format is refused by its name" says "image.$format: is a $format image" "$io" image.$format length
+    ok "... and taken as it is with format=raw" "$io" format=raw image.$format length
+done
+fresh 1M
 ok "other writes to sector 0 are fine" "$io" disk.raw 'write 0 4096 5' 'text 100 QFI' 'read 512 3584 5'
 fresh 1M
 ok "format=raw lifts it" "$io" format=raw disk.raw 'text 0 QFI'$'\xfb'
