@@ -253,9 +253,41 @@ static int coroutine_fn open_sources(struct conversion *c)
 }
 
 /* Makes the target unless it is there, and opens it. Errors are said. */
+/* Is it one of the files that NODE is made of: the image, its data file, one below it? */
+static bool is_made_of(const struct node *node, const struct stat *file)
+{
+    for (; node; node = node->backing) {
+        if (node->host && node->host->device == file->st_dev && node->host->inode == file->st_ino)
+            return true;
+        if ((node->file && is_made_of(node->file, file)) ||
+            (node->data_file && is_made_of(node->data_file, file)))
+            return true;
+    }
+    return false;
+}
+
+/* It would be emptied, or changed under the reader's eyes. The lock would find that, too, but not who holds
+ * it. */
+static bool overwrites_source(const struct conversion *c, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) < 0)
+        return false;
+    for (unsigned i = 0; i < c->source_count; i++) {
+        if (!is_made_of(c->sources[i].node, &st))
+            continue;
+        log_message("%s: is read as a part of the source '%s' (the target has to be another file)", path,
+                    c->options->names[i]);
+        return true;
+    }
+    return false;
+}
+
 static int coroutine_fn open_target(struct conversion *c, const char *path)
 {
     const struct img_options *options = c->options;
+    if (overwrites_source(c, path))
+        return -EINVAL;
     const char *format = options->output_format ? options->output_format : "raw";
     struct error err = {""};
     if (!options->no_create) {

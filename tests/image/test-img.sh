@@ -295,6 +295,14 @@ for compat in 0.10 1.1; do
     qemu-img convert -O raw blank.qcow2 was.raw
     ok "rebase from a shorter one to a longer one, alike at first (compat=$compat)" bash -c "'$img' rebase -b full.qcow2 -F qcow2 blank.qcow2 && qemu-img compare blank.qcow2 was.raw && qemu-img check -q blank.qcow2"
 done
+"$img" create -q -f qcow2 -b blank.qcow2 -F qcow2 self.qcow2
+ln -s self.qcow2 link.qcow2
+for target in self.qcow2 ./self.qcow2 link.qcow2 blank.qcow2; do
+    ok "convert self.qcow2 $target says that this is read itself" says "$target: is read as a part of the source 'self.qcow2'" \
+        "$img" convert -O qcow2 self.qcow2 $target
+done
+ok "... and has not touched it" "$img" check -q self.qcow2
+ok "... nor with -n" says "is read as a part of the source" "$img" convert -n -O qcow2 self.qcow2 self.qcow2
 ok "convert -B with two sources is refused" status 2 "$img" convert -O qcow2 -B full.qcow2 -F qcow2 blank.qcow2 blank.qcow2 two.qcow2
 ok "rebase without -b" status 2 "$img" rebase rtop.qcow2
 ok "rebase without -F" status 2 "$img" rebase -b base.qcow2 rtop.qcow2
