@@ -153,12 +153,14 @@ static void watch(struct rig *rig, uint64_t ms)
     }
 }
 
-int command_info(const struct settings *settings)
+int command_info(const struct settings *given)
 {
+    struct settings looking = *given, *settings = &looking;
     struct error err = {""};
     struct rig rig;
     char id[VIRTIO_BLK_ID_BYTES + 1] = "";
     json_t *all;
+    looking.only_looks = true;
     int code = rig_open(&rig, settings, 1u << 20, &err);
 
     if (code < 0) {

@@ -94,6 +94,9 @@ static int options_fill(struct cmd_device_options *options, const struct setting
         options->open.format = "raw";
     } else if (!options->blk_file && !options->open.format) {
         options->open.format = "null";
+    } else if (settings->only_looks && options->blk_file && access(options->blk_file, W_OK) < 0 &&
+               (errno == EACCES || errno == EPERM || errno == EROFS)) {
+        options->read_only = true;
     }
     if (options->open.format && strcmp(options->open.format, "null") == 0 && !options->size)
         options->size = 1ull << 30;

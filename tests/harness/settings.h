@@ -38,6 +38,7 @@ struct settings {
     const char *device_options[64]; /* NAME=VALUE, handed to our own device */
     unsigned device_option_count;
     bool scratch_image; /* our own device, given no image, gets an empty one that remembers what is written */
+    bool only_looks;    /* nothing is written: an image that may not be written is opened read-only */
 
     /* driver */
     unsigned ring; /* enum ring_kind */

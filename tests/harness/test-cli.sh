@@ -38,6 +38,21 @@ qemu-img create -q -f raw "$tmp/disk.raw" 16M
 : >"$tmp/empty.raw"
 ok "an image without a name in front" status 0 "$r" info "$tmp/disk.raw"
 ok "and no second one" status 2 "$r" info "$tmp/disk.raw" "$tmp/empty.raw"
+# Root may write everything, so somebody else has to look; who must be able to come to the program and the file.
+public=$(mktemp -d /tmp/ringside-public.XXXXXX)
+qemu-img create -q -f qcow2 "$public/disk.qcow2" 16M
+chmod 444 "$public/disk.qcow2"
+chmod 755 "$public"
+as_nobody=()
+[ "$(id -u)" != 0 ] || as_nobody=(setpriv --reuid=65534 --clear-groups env TMPDIR=/tmp)
+if "${as_nobody[@]}" test -x "$r" && "${as_nobody[@]}" test -r "$public/disk.qcow2"; then
+    ok "info of an image that may not be written" says "read-only" "${as_nobody[@]}" "$r" info --blk-file="$public/disk.qcow2"
+    ok "what writes says so of it" says "cannot be opened for writing" "${as_nobody[@]}" "$r" verify --blk-file="$public/disk.qcow2"
+    ok "ringside-img info of it" says "file format: qcow2" "${as_nobody[@]}" "$bin/ringside-img" info "$public/disk.qcow2"
+else
+    skip "info of an image that may not be written" "nobody else can come to the program"
+fi
+rm -rf "$public"
 ok "conform: a rule that there is not is no success" status 1 "$r" conform --only=nonsense
 ok "torture: a case that there is not is no success, and is named" says "--only=nonsense" "$r" torture --only=nonsense
 ok "conform: a disk that is too small gets one sentence" says "too few to judge it by" "$r" conform "$tmp/empty.raw"
