@@ -664,9 +664,12 @@ static uint8_t open_locked(struct zoned *zoned, uint32_t index)
 
 static uint8_t close_locked(struct zoned *zoned, uint32_t index)
 {
-    if (!is_active(zoned->zones[index].state))
+    const struct zone *zone = &zoned->zones[index];
+    bool unwritten = zone->state == VIRTIO_BLK_ZS_EOPEN && zone->wp == zone_start(zoned, index);
+
+    if (!is_active(zone->state))
         return VIRTIO_BLK_S_ZONE_INVALID_CMD;
-    set_state(zoned, index, VIRTIO_BLK_ZS_CLOSED);
+    set_state(zoned, index, unwritten ? VIRTIO_BLK_ZS_EMPTY : VIRTIO_BLK_ZS_CLOSED);
     return VIRTIO_BLK_S_OK;
 }
 

@@ -95,7 +95,8 @@ static void checklist_344_states_and_operations(void **state)
     } operations[] = {
         {VIRTIO_BLK_T_ZONE_OPEN,
          {VIRTIO_BLK_ZS_EOPEN, VIRTIO_BLK_ZS_EOPEN, VIRTIO_BLK_ZS_EOPEN, VIRTIO_BLK_ZS_EOPEN, 0}},
-        {VIRTIO_BLK_T_ZONE_CLOSE, {0, VIRTIO_BLK_ZS_CLOSED, VIRTIO_BLK_ZS_CLOSED, VIRTIO_BLK_ZS_CLOSED, 0}},
+        {VIRTIO_BLK_T_ZONE_CLOSE, /* what was opened and not written to is empty again (5.2.6) */
+         {0, VIRTIO_BLK_ZS_CLOSED, VIRTIO_BLK_ZS_EMPTY, VIRTIO_BLK_ZS_CLOSED, 0}},
         {VIRTIO_BLK_T_ZONE_FINISH,
          {VIRTIO_BLK_ZS_FULL, VIRTIO_BLK_ZS_FULL, VIRTIO_BLK_ZS_FULL, VIRTIO_BLK_ZS_FULL,
           VIRTIO_BLK_ZS_FULL}},
