@@ -330,7 +330,8 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
     }
     c->target_is_zero = options->target_is_zero;
     if (!options->no_create)
-        c->target_is_zero = !c->target_is_backed && S_ISREG(c->target->file->host->mode);
+        c->target_is_zero = !c->target_is_backed && S_ISREG(c->target->file->host->mode) &&
+                            (!c->target->data_file || S_ISREG(c->target->data_file->host->mode));
     if (options->no_create && c->target->backing)
         c->target_is_backed = false; /* everything is copied: what shows through now need not fit */
     if (options->compressed) {

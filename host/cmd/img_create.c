@@ -361,6 +361,10 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
     image->backing_file = c->qcow2.backing_file;
     image->backing_format = c->qcow2.backing_format;
     image->size = c->qcow2.size;
+    if (raw && c->qcow2.preallocation == QCOW2_PREALLOCATION_METADATA) {
+        ret = error_set(err, -ENOTSUP, "raw images have no metadata to preallocate (falloc or full)");
+        goto out;
+    }
     if (raw && image->backing_file) {
         ret = error_set(err, -ENOTSUP, "raw images have no backing file (-f qcow2 makes one that has)");
         goto out;

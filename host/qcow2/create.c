@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include "host/qcow2/crypto.h"
 #include "host/qcow2/qcow2_state.h"
@@ -191,7 +191,8 @@ static int build_header(const struct qcow2_create_options *o, uint64_t size, con
     return 0;
 }
 
-/* The data file is made if it isn't there, and given the disk's length. */
+/* The data file is made, or emptied if it is there (what was in it would show where nothing is written), and
+ * given the disk's length. */
 static int coroutine_fn co_create_data_file(const char *path, const char *name, uint64_t size,
                                             struct error *err)
 {
@@ -200,8 +201,7 @@ static int coroutine_fn co_create_data_file(const char *path, const char *name, 
     int ret = node_resolve_name(path, name, &resolved, err);
     if (ret < 0)
         return ret;
-    unsigned flags = access(resolved, F_OK) == 0 ? 0 : HOST_FILE_CREATE;
-    ret = host_file_open(resolved, flags, AIO_THREADS, &host, err);
+    ret = host_file_open(resolved, HOST_FILE_CREATE, AIO_THREADS, &host, err);
     if (ret == 0) {
         int64_t length = host->ops->size(host);
         if (length >= 0 && (uint64_t)length < size)
@@ -278,6 +278,39 @@ static int coroutine_fn co_preallocate(const char *path, const struct qcow2_crea
     return ret < 0 ? error_set(err, ret, "preallocating '%s': %s", path, strerror(-ret)) : 0;
 }
 
+/* Is NAME, as the image at PATH would name it, the file at OTHER, by whatever names? */
+static bool is_file(const char *path, const char *name, const char *other)
+{
+    struct stat a, b;
+    char *resolved;
+    if (node_resolve_name(path, name, &resolved, NULL) < 0)
+        return false;
+    bool same = stat(resolved, &a) == 0 && stat(other, &b) == 0 &&
+                (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode) ? a.st_rdev == b.st_rdev
+                                                          : a.st_dev == b.st_dev && a.st_ino == b.st_ino);
+    free(resolved);
+    return same;
+}
+
+/* Making an image empties its files: none of them may be one that it is to show. */
+static int check_files(const char *path, const struct qcow2_create_options *o, struct error *err)
+{
+    char *data_file = NULL;
+    if (o->backing_file && is_file(path, o->backing_file, path))
+        return error_set(err, -EINVAL, "'%s' is the image itself: it cannot be its own backing file",
+                         o->backing_file);
+    if (!o->data_file || node_resolve_name(path, o->data_file, &data_file, NULL) < 0)
+        return 0;
+    int ret = 0;
+    if (is_file(path, o->data_file, path))
+        ret =
+            error_set(err, -EINVAL, "'%s' is the image itself: it cannot be its own data file", o->data_file);
+    else if (o->backing_file && is_file(path, o->backing_file, data_file))
+        ret = error_set(err, -EINVAL, "'%s' cannot be the data file and the backing file", o->data_file);
+    free(data_file);
+    return ret;
+}
+
 int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_options *options,
                                  struct error *err)
 {
@@ -287,6 +320,8 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
     struct node *file;
     uint64_t size = (options->size + 511) & ~511ull;
     int ret = check_options(options, err);
+    if (ret == 0)
+        ret = check_files(path, options, err);
     if (ret < 0)
         return ret;
     if (options->encrypt_format) {

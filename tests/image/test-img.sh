@@ -85,6 +85,14 @@ ok "create -o size= stands for the size" bash -c "'$img' create -q -f qcow2 -o s
 ok_not "create without a size" "$img" create -f qcow2 n.qcow2
 ok_not "create -b without -F" "$img" create -f qcow2 -b x.qcow2 n.qcow2
 ok_not "create of a format that we can't" "$img" create -f vmdk n.vmdk 1M
+ok_not "create -f raw -o preallocation=metadata" "$img" create -f raw -o preallocation=metadata n.raw 1M
+cp z.qcow2 itself.qcow2
+ln -s itself.qcow2 alias.qcow2
+for own in "-b itself.qcow2" "-b ./alias.qcow2" "-u -b itself.qcow2"; do
+    ok "create $own of the image itself leaves it whole" bash -c "! '$img' create -f qcow2 $own -F qcow2 itself.qcow2 4M && cmp itself.qcow2 z.qcow2"
+done
+ok "create with itself as its data file leaves it whole" bash -c "! '$img' create -f qcow2 -o data_file=alias.qcow2 itself.qcow2 4M && cmp itself.qcow2 z.qcow2"
+ok "create with its backing file as its data file leaves that whole" bash -c "! '$img' create -f qcow2 -b itself.qcow2 -F qcow2 -o data_file=alias.qcow2 n.qcow2 4M && cmp itself.qcow2 z.qcow2 && [ ! -e n.qcow2 ]"
 
 # ---- info ----
 
@@ -120,6 +128,11 @@ for from in base top; do
     done
 done
 qemu-img convert -O raw top.qcow2 top.raw
+for data in data_file_raw=on preallocation=metadata data_file_raw=off; do
+    ok "convert with $data onto a data file that has something in it already" bash -c "
+        rm -f out && tr '\\0' G </dev/zero | head -c 5M >data.old && '$img' convert -f raw -O qcow2 -o data_file=data.old,$data top.raw out &&
+        qemu-img compare -f raw -F qcow2 top.raw out && qemu-img check out"
+done
 ok "convert of a raw image" bash -c "'$img' convert -f raw -O qcow2 top.raw out && qemu-img compare -f raw -F qcow2 top.raw out"
 ok "convert -B copies only what the image itself has" bash -c "
     '$img' convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 thin.qcow2 && qemu-img compare top.qcow2 thin.qcow2 &&
