@@ -8,8 +8,15 @@ static void coroutine_fn fuzz_image(uint8_t how)
         const char *snapshot;
     } ways[] = {{false, false, NULL}, {true, false, NULL}, {false, true, NULL},
                 {true, true, NULL},   {false, false, "1"}, {false, false, "one"}};
-    size_t way = how % (sizeof ways / sizeof ways[0]);
-    struct node *node = open_image(ways[way].writable, ways[way].check_only, ways[way].snapshot);
+    size_t count_ways = sizeof ways / sizeof ways[0], way = how % (count_ways + 1);
+    /* The last way is that of `info`, which opens nothing that the image names. */
+    struct node *node = way < count_ways
+                            ? open_image(ways[way].writable, ways[way].check_only, ways[way].snapshot)
+                            : open_with(&(struct open_options){.format = "qcow2",
+                                                               .read_only = true,
+                                                               .no_io = true,
+                                                               .no_backing = true,
+                                                               .cache = CACHE_WRITEBACK});
     struct qcow2_info info;
     struct qcow2_bitmap_info *bitmaps;
     struct qcow2_snapshot_info *snapshots;

@@ -1,6 +1,7 @@
 /*
  * libFuzzer: qcow2 images are repaired. After a repair that claims success a check agrees, on the open image
- * and after it was closed and opened again; and what is written to it then leaves it whole.
+ * and after it was closed and opened again; and what is written to it then, snapshots and resizes leave it
+ * whole.
  */
 #include "tests/fuzz/qcow2_fuzz.h"
 
@@ -9,7 +10,13 @@ static bool clean(const struct qcow2_check *result)
     return !result->corruptions && !result->leaks && !result->check_errors;
 }
 
-static void coroutine_fn must_be_clean(void)
+static void tell(void *opaque, const char *line)
+{
+    fprintf(stderr, "%s\n", line);
+}
+
+/* LEAKS: some are allowed, as after something that failed half way for lack of space. */
+static void coroutine_fn must_be_clean(bool leaks)
 {
     struct qcow2_check result;
     struct error err;
@@ -17,14 +24,33 @@ static void coroutine_fn must_be_clean(void)
 
     if (!node)
         abort();
-    if (qcow2_co_check(node, 0, &result, NULL, NULL, &err) == 0 && !clean(&result))
-        abort();
+    if (qcow2_co_check(node, 0, &result, NULL, NULL, &err) == 0) {
+        if (leaks)
+            result.leaks = 0;
+        if (!clean(&result)) {
+            (void)qcow2_co_check(node, 0, &result, tell, NULL, &err);
+            abort();
+        }
+    }
     (void)node_co_close(node);
+}
+
+static void coroutine_fn change_much(struct node *node)
+{
+    struct error err;
+
+    snapshot_some(node);
+    (void)node_co_truncate(node, node_length(node) + 700000, true, &err);
+    write_some(node);
+    (void)qcow2_co_snapshot_create(node, "after", &err);
+    (void)node_co_truncate(node, node_length(node) / 2, true, &err);
+    snapshot_some(node);
+    write_some(node);
 }
 
 static void coroutine_fn fuzz_image(uint8_t how)
 {
-    unsigned fix = how % 3 == 0 ? QCOW2_FIX_LEAKS : QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS;
+    unsigned fix = how % 4 == 0 ? QCOW2_FIX_LEAKS : QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS;
     struct node *node = open_image(true, true, NULL);
     struct qcow2_check result;
     struct error err;
@@ -35,10 +61,13 @@ static void coroutine_fn fuzz_image(uint8_t how)
     int closed = node_co_close(node);
     if (ret < 0 || closed < 0 || !clean(&result))
         return;
-    must_be_clean();
-    if (how % 3 == 2 && (node = open_image(true, false, NULL))) {
-        write_some(node);
+    must_be_clean(false);
+    if (how % 4 >= 2 && (node = open_image(true, false, NULL))) {
+        if (how % 4 == 2)
+            write_some(node);
+        else
+            change_much(node);
         if (node_co_close(node) == 0)
-            must_be_clean();
+            must_be_clean(how % 4 == 3);
     }
 }

@@ -1,22 +1,6 @@
 /* libFuzzer: qcow2 images are written to, get snapshots and lose them, grow and shrink. */
 #include "tests/fuzz/qcow2_fuzz.h"
 
-static void coroutine_fn snapshot_some(struct node *node)
-{
-    struct qcow2_snapshot_info *list = NULL;
-    size_t count;
-    struct error err;
-
-    (void)qcow2_co_snapshot_create(node, "new", &err);
-    if (qcow2_snapshots(node, &list, &count) == 0 && count) {
-        char *id = strdup(list[0].id);
-        (void)qcow2_co_snapshot_apply(node, id, &err);
-        (void)qcow2_co_snapshot_delete(node, id, &err);
-        free(id);
-    }
-    free(list);
-}
-
 static void coroutine_fn fuzz_image(uint8_t how)
 {
     struct node *node = open_image(true, false, NULL);
