@@ -54,6 +54,7 @@ static int coroutine_fn file_co_open(struct node *node, const struct open_option
             goto fail;
     }
     node->host = host;
+    node->fua_is_flush = !host->direct;
     node->limits.request_alignment = host->request_alignment;
     node->limits.memory_alignment = host->memory_alignment;
     node->limits.max_iov = host->max_iov;

@@ -5,7 +5,9 @@
  *
  * What always holds: generations are summed under flush_guard, so a later sum is a sum of later counts. A
  * flush of a protocol node that failed is an error to all later ones until the node is closed: the kernel
- * reports lost data once and may have dropped it, so a later fdatasync that succeeds proves nothing.
+ * reports lost data once and may have dropped it, so a later fdatasync that succeeds proves nothing. Durable
+ * writes into the page cache flush here too (node->fua_is_flush): else the one that is told would be any of
+ * those in flight, and the one whose data was lost would succeed.
  */
 #include "host/block/node.h"
 #include "host/runtime/trace.h"

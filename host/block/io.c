@@ -325,6 +325,12 @@ int coroutine_fn node_co_preadv(struct node *node, uint64_t offset, uint64_t byt
 
 /* ---- writing ---- */
 
+/* Is a durable write of this node one with a flush after it? */
+static bool flushes_after(const struct node *node, unsigned flags)
+{
+    return (flags & NODE_IO_FUA) && (!node->driver->supports_fua || node->fua_is_flush);
+}
+
 /* Fills the first and last block of BUF, which covers [START, START+LEN), where the data
  * [OFFSET, OFFSET+BYTES) leaves part of them as it was. */
 static int coroutine_fn read_edges(struct node *node, uint64_t start, char *buf, uint64_t len,
@@ -381,7 +387,7 @@ static int coroutine_fn write_here(struct node *node, uint64_t offset, uint64_t 
     struct tracked_request request;
     uint64_t mask = node->limits.request_alignment - 1;
     bool unaligned = ((offset | bytes) & mask) != 0;
-    bool flush_after = (flags & NODE_IO_FUA) && !node->driver->supports_fua;
+    bool flush_after = flushes_after(node, flags);
     unsigned driver_flags = flush_after || node->unsafe ? flags & ~NODE_IO_FUA : flags;
     int ret;
     tracked_begin(node, &request, offset & ~mask, align_up(offset + bytes, mask + 1),
@@ -447,7 +453,7 @@ static int coroutine_fn zero_piece(struct node *node, uint64_t offset, uint64_t 
     int ret = -ENOTSUP;
     if (node->driver->co_pwrite_zeroes && (offset | bytes) % align == 0) {
         struct tracked_request request;
-        bool flush_after = (flags & NODE_IO_FUA) && !node->driver->supports_fua;
+        bool flush_after = flushes_after(node, flags);
         unsigned driver_flags = flush_after || node->unsafe ? flags & ~NODE_IO_FUA : flags;
         tracked_begin(node, &request, offset, offset + bytes, flags & NODE_IO_SERIALISING);
         ret = node->driver->co_pwrite_zeroes(node, offset, bytes, driver_flags);

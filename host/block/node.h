@@ -147,8 +147,9 @@ struct node {
     bool supports_zeroes; /* co_pwrite_zeroes can be expected to be cheap */
     bool detect_zeroes_unmap, detect_zeroes;
     bool ignore_discard; /* discards are dropped, zeroes never unmap */
-    bool unsafe;         /* protocol nodes: flushes are dropped. A format still writes its tables out */
-    int refs;            /* open children are shared; only on the thread that opens and closes */
+    bool fua_is_flush; /* protocol nodes in the page cache: what it lost is reported once, to whoever asks */
+    bool unsafe;       /* protocol nodes: flushes are dropped. A format still writes its tables out */
+    int refs;          /* open children are shared; only on the thread that opens and closes */
 
     /* Handing an image over to another process and back: activate.c */
     bool inactive;

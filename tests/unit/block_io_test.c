@@ -10,9 +10,12 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "host/aio/posix_file.h"
 #include "host/block/fresh_stack.h"
 #include "host/block/node.h"
 #include "host/runtime/iothread.h"
@@ -452,6 +455,45 @@ static void fua_is_the_drivers_or_a_flush_after_the_write(void **state)
     disk_down();
 }
 
+/* The page cache lost something. The kernel says so once, to the first who wants anything to be durable. */
+static int64_t page_cache_submit(struct aio_request *request)
+{
+    static bool said;
+    bool asks = request->op == AIO_OP_FDATASYNC || request->fua;
+    if (asks && !said) {
+        said = true;
+        return -EIO;
+    }
+    return request->op == AIO_OP_FDATASYNC ? 0 : (int64_t)request->iov[0].iov_len;
+}
+
+static void lose_in_the_page_cache(void *arg)
+{
+    static char block[4096];
+    struct open_options options = {.cache = CACHE_WRITEBACK, .aio = AIO_THREADS, .no_lock = true};
+    struct error err = {""};
+    struct node *file;
+    assert_int_equal(node_co_open_protocol(arg, &options, &file, &err), 0);
+    ((struct posix_file *)file->host)->co_submit = page_cache_submit;
+    assert_int_equal(node_co_pwrite(file, 0, block, sizeof block, 0), 0);
+    assert_int_equal(node_co_pwrite(file, 4096, block, sizeof block, NODE_IO_FUA), -EIO);
+    assert_int_equal(node_co_flush(file), -EIO);
+    assert_int_equal(node_co_pwrite(file, 8192, block, sizeof block, NODE_IO_FUA), -EIO);
+    node_co_close(file);
+}
+
+static void what_a_durable_write_hears_of_lost_data_every_later_flush_hears(void **state)
+{
+    const char *tmp = getenv("TMPDIR");
+    char path[256];
+    snprintf(path, sizeof path, "%s/ringside-flush.XXXXXX", tmp ? tmp : "/tmp");
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_int_equal(loop_run_coroutine(loop, lose_in_the_page_cache, path), 0);
+    unlink(path);
+}
+
 /* ---- zeroes and discards ---- */
 
 static void zeroes_are_asked_for_in_pieces_by_the_drivers_alignment(void **state)
@@ -687,6 +729,7 @@ int main(void)
         CASE(a_failed_flush_of_a_file_stays_an_error),
         CASE(a_failed_flush_of_a_format_can_be_tried_again),
         CASE(fua_is_the_drivers_or_a_flush_after_the_write),
+        CASE(what_a_durable_write_hears_of_lost_data_every_later_flush_hears),
         CASE(zeroes_are_asked_for_in_pieces_by_the_drivers_alignment),
         CASE(zeroes_that_the_driver_cannot_do_are_written),
         CASE(discards_leave_out_what_is_not_aligned),
