@@ -40,12 +40,12 @@ static bool is_alignment(uint64_t n)
     return n && n <= 65536 && !(n & (n - 1));
 }
 
-static bool trial_read(int fd, char *buffer, size_t bytes)
+static bool trial_read(int fd, char *buffer, size_t bytes, off_t at)
 {
     ssize_t n;
 
     do {
-        n = pread(fd, buffer, bytes, 0);
+        n = pread(fd, buffer, bytes, at);
     } while (n < 0 && errno == EINTR);
     return n >= 0 || errno != EINVAL;
 }
@@ -56,19 +56,25 @@ static void find_alignment_by_trial(struct posix_file *posix)
     static const uint32_t candidates[] = {1, 512, 1024, 2048, 4096};
     struct host_file *file = &posix->file;
     char *buffer = NULL;
+    off_t at;
 
     file->request_alignment = file->memory_alignment = ALIGNMENT_SAFE;
-    /* An empty file may take any read, and tell nothing. */
+    /* An empty file may take any read, and tell nothing; and so may a hole. */
+    at = lseek(posix->fd, 0, SEEK_DATA);
+    if (at < 0 && errno == ENXIO)
+        return;
+    if (at < 0)
+        at = 0;
     if (posix_file_ops.size(file) <= 0 || posix_memalign((void **)&buffer, 65536, 3 * 4096))
         return;
     for (unsigned i = 0; i < sizeof(candidates) / sizeof(*candidates); i++) {
-        if (trial_read(posix->fd, buffer, candidates[i])) {
+        if (trial_read(posix->fd, buffer, candidates[i], at)) {
             file->request_alignment = candidates[i];
             break;
         }
     }
     for (unsigned i = 0; i < sizeof(candidates) / sizeof(*candidates); i++) {
-        if (trial_read(posix->fd, buffer + candidates[i], 4096)) {
+        if (trial_read(posix->fd, buffer + candidates[i], 4096, at)) {
             file->memory_alignment = candidates[i];
             break;
         }
@@ -196,6 +202,11 @@ int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind ai
         goto fail;
     if (!(flags & HOST_FILE_READ_ONLY) && (mode & O_ACCMODE) == O_RDONLY) {
         ret = error_set(err, -EACCES, "%s: is open for reading only (use read-only)", name);
+        goto fail;
+    }
+    /* It was for opening only. io_uring takes it to mean that a transfer which has to wait shall fail. */
+    if ((mode & O_NONBLOCK) && fcntl(fd, F_SETFL, mode & ~O_NONBLOCK) < 0) {
+        ret = error_set(err, -errno, "%s: %s", name, strerror(errno));
         goto fail;
     }
     posix = calloc(1, sizeof(*posix));

@@ -286,6 +286,38 @@ static void alignments_are_powers_of_two_that_the_file_takes(void **state)
     unlink(path);
 }
 
+/* Filesystems take any read of a hole, and refuse the write that comes later. */
+static void a_hole_tells_as_much_of_the_alignment_as_an_empty_file(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct host_file *empty, *hole;
+
+        make_file(directories[i], 0);
+        empty = open_file(HOST_FILE_DIRECT, AIO_THREADS);
+        assert_int_equal(truncate(path, 65536), 0);
+        hole = empty ? open_file(HOST_FILE_DIRECT, AIO_THREADS) : NULL;
+        if (hole) {
+            assert_int_equal(hole->request_alignment, empty->request_alignment);
+            assert_int_equal(hole->memory_alignment, empty->memory_alignment);
+        }
+        host_file_close(hole);
+        host_file_close(empty);
+        unlink(path);
+    }
+}
+
+static void no_transfer_fails_because_it_would_have_to_wait(void **state)
+{
+    struct host_file *file;
+
+    make_file(NULL, 4096);
+    file = open_file(0, AIO_THREADS);
+    assert_non_null(file);
+    assert_int_equal(fcntl(((struct posix_file *)file)->fd, F_GETFL) & O_NONBLOCK, 0);
+    host_file_close(file);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -299,6 +331,8 @@ int main(void)
         cmocka_unit_test(locks_exclude_other_descriptions_of_one_process),
         cmocka_unit_test(a_simulator_may_open_instead),
         cmocka_unit_test(alignments_are_powers_of_two_that_the_file_takes),
+        cmocka_unit_test(a_hole_tells_as_much_of_the_alignment_as_an_empty_file),
+        cmocka_unit_test(no_transfer_fails_because_it_would_have_to_wait),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
