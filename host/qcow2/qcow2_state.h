@@ -239,7 +239,7 @@ struct qcow2 {
     struct qcow2_bitmaps *bitmaps;
     bool said_corrupt; /* atomic */
     bool check_only, data_missing;
-    bool backing_coming; /* another backing file is about to show where no cluster is */
+    bool backing_coming;   /* another backing file is about to show where no cluster is */
     int bitmaps_error;     /* the directory could not be read (check only) */
     uint64_t opened_bytes; /* length of the file when it was opened */
 

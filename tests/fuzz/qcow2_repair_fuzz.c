@@ -10,21 +10,38 @@ static bool clean(const struct qcow2_check *result)
     return !result->corruptions && !result->leaks && !result->check_errors;
 }
 
+/* A cluster that two entries of one disk share is allowed. When one of them gets a cluster of its own, the
+ * other has the only reference and no COPIED flag. A check counts that, and it harms nothing: the next write
+ * makes a copy. (The flag on a cluster that is shared would.) */
+static void count_harmless(void *opaque, const char *line)
+{
+    static const char start[] = "ERROR OFLAG_COPIED data cluster: entry=";
+    uint64_t *harmless = opaque;
+
+    if (strncmp(line, start, sizeof(start) - 1) == 0 &&
+        !(strtoull(line + sizeof(start) - 1, NULL, 16) & QCOW2_COPIED))
+        ++*harmless;
+}
+
 static void tell(void *opaque, const char *line)
 {
     fprintf(stderr, "%s\n", line);
 }
 
-/* LEAKS: some are allowed, as after something that failed half way for lack of space. */
-static void coroutine_fn must_be_clean(bool leaks)
+/* WRITTEN: since the repair. LEAKS: some are allowed, as after something that failed half way for lack of
+ * space. */
+static void coroutine_fn must_be_clean(bool written, bool leaks)
 {
     struct qcow2_check result;
+    uint64_t harmless = 0;
     struct error err;
     struct node *node = open_image(false, true, NULL);
 
     if (!node)
         abort();
-    if (qcow2_co_check(node, 0, &result, NULL, NULL, &err) == 0) {
+    if (qcow2_co_check(node, 0, &result, count_harmless, &harmless, &err) == 0) {
+        if (written)
+            result.corruptions -= harmless;
         if (leaks)
             result.leaks = 0;
         if (!clean(&result)) {
@@ -61,13 +78,13 @@ static void coroutine_fn fuzz_image(uint8_t how)
     int closed = node_co_close(node);
     if (ret < 0 || closed < 0 || !clean(&result))
         return;
-    must_be_clean(false);
+    must_be_clean(false, false);
     if (how % 4 >= 2 && (node = open_image(true, false, NULL))) {
         if (how % 4 == 2)
             write_some(node);
         else
             change_much(node);
         if (node_co_close(node) == 0)
-            must_be_clean(how % 4 == 3);
+            must_be_clean(true, how % 4 == 3);
     }
 }
