@@ -17,9 +17,10 @@
 static const char *const limit_names[THROTTLE_LIMITS] = {"iops", "iops-read", "iops-write",
                                                          "bps",  "bps-read",  "bps-write"};
 
-/* Rates up to this keep every product below within 128 bits and every time within 64. */
+/* Rates up to this keep every product below within 128 bits; no time is further away than LATEST_NS. */
 #define RATE_MAX   1000000000000ull
 #define LENGTH_MAX 86400ull
+#define LATEST_NS  ((uint64_t)INT64_MAX)
 
 static int set_option(void *opaque, const char *key, const char *value, struct error *err)
 {
@@ -90,8 +91,8 @@ static uint64_t take(uint64_t *full_again_ns, uint64_t rate, uint64_t depth_ns, 
         *full_again_ns = now_ns;
     uint64_t start = *full_again_ns;
     __uint128_t cost = (__uint128_t)units * SECOND_NS / rate;
-    *full_again_ns += cost < INT64_MAX / 4 ? (uint64_t)cost : INT64_MAX / 4;
-    return start > now_ns + depth_ns ? start - depth_ns : now_ns;
+    *full_again_ns = cost < LATEST_NS - start ? start + (uint64_t)cost : LATEST_NS;
+    return start - now_ns > depth_ns ? start - depth_ns : now_ns;
 }
 
 uint64_t throttle_reserve(struct throttle *throttle, bool is_write, uint64_t bytes, uint64_t now_ns)
@@ -109,9 +110,9 @@ uint64_t throttle_reserve(struct throttle *throttle, bool is_write, uint64_t byt
         uint64_t units = i < THROTTLE_BPS ? operations : bytes;
         uint64_t length = throttle->config.limit[i].length ? throttle->config.limit[i].length : 1;
         /* While it bursts for LENGTH seconds at MAX, the bucket fills at AVG. */
-        uint64_t depth_ns =
-            max ? (uint64_t)((__uint128_t)(max - avg) * length * SECOND_NS / avg) : SECOND_NS / 10;
-        uint64_t go = take(&throttle->full_again_ns[i], avg, depth_ns, units, now_ns);
+        __uint128_t depth_ns = max ? (__uint128_t)(max - avg) * length * SECOND_NS / avg : SECOND_NS / 10;
+        uint64_t go = take(&throttle->full_again_ns[i], avg,
+                           depth_ns < LATEST_NS ? (uint64_t)depth_ns : LATEST_NS, units, now_ns);
         if (go > go_ns)
             go_ns = go;
         if (max) {
