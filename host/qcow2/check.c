@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/qcow2/bitmap.h"
 
@@ -36,11 +37,39 @@ uint32_t check_references(const struct check *check, uint64_t cluster)
     return check->pages[page][cluster & ((1u << CHECK_PAGE_BITS) - 1)];
 }
 
+/* Pages of counters that an image may have. */
+static uint64_t most_pages(const struct qcow2 *s)
+{
+    const struct host_file *host = s->node->file->host;
+    uint64_t real = s->file_bytes;
+    struct stat st;
+    if (host && S_ISREG(host->mode) && stat(host->path, &st) == 0 && st.st_dev == host->device &&
+        st.st_ino == host->inode)
+        real = (uint64_t)st.st_blocks * 512;
+    return CHECK_BASE_PAGES + real / CHECK_PAGE_BYTES * CHECK_REAL;
+}
+
+static uint32_t *make_page(struct check *check, uint64_t page)
+{
+    bool far = page << CHECK_PAGE_BITS >= check->file_clusters;
+    if (!check->most_pages)
+        check->most_pages = most_pages(check->s);
+    if (check->taken_pages == check->most_pages || (far && check->nb_far_pages == CHECK_MAX_FAR_PAGES)) {
+        check_say(check, "ERROR: the references are scattered over more of the file than there is in it");
+        check->error = -EFBIG;
+        return NULL;
+    }
+    check->taken_pages++;
+    check->nb_far_pages += far;
+    return check->pages[page] = calloc(1u << CHECK_PAGE_BITS, sizeof(uint32_t));
+}
+
 static uint32_t *counter(struct check *check, uint64_t cluster)
 {
     uint64_t page = cluster >> CHECK_PAGE_BITS;
     if (page >= check->nb_pages) {
-        uint64_t more = max_u64(page + 1, check->nb_pages * 2 + 16);
+        uint64_t more =
+            min_u64(max_u64(page + 1, check->nb_pages * 2 + 16), (CHECK_MAX_CLUSTERS >> CHECK_PAGE_BITS) + 1);
         uint32_t **pages = realloc(check->pages, more * sizeof(*pages));
         if (!pages)
             return NULL;
@@ -48,14 +77,9 @@ static uint32_t *counter(struct check *check, uint64_t cluster)
         check->pages = pages;
         check->nb_pages = more;
     }
-    if (!check->pages[page] && page << CHECK_PAGE_BITS >= check->file_clusters &&
-        ++check->nb_far_pages > CHECK_MAX_FAR_PAGES) {
-        check->error = -EFBIG;
+    if (!check->pages[page] && !make_page(check, page))
         return NULL;
-    }
-    if (!check->pages[page])
-        check->pages[page] = calloc(1u << CHECK_PAGE_BITS, sizeof(uint32_t));
-    return check->pages[page] ? &check->pages[page][cluster & ((1u << CHECK_PAGE_BITS) - 1)] : NULL;
+    return &check->pages[page][cluster & ((1u << CHECK_PAGE_BITS) - 1)];
 }
 
 void check_forget(struct check *check)
@@ -64,7 +88,7 @@ void check_forget(struct check *check)
         free(check->pages[i]);
     free(check->pages);
     check->pages = NULL;
-    check->nb_pages = check->nb_far_pages = 0;
+    check->nb_pages = check->nb_far_pages = check->taken_pages = 0;
     check->end = 0;
 }
 

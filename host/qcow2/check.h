@@ -7,11 +7,17 @@
 
 #include "host/qcow2/qcow2_state.h"
 
-#define CHECK_PAGE_BITS    12u
+#define CHECK_PAGE_BITS    10u
+#define CHECK_PAGE_BYTES   ((1u << CHECK_PAGE_BITS) * sizeof(uint32_t))
 #define CHECK_MAX_CLUSTERS ((uint64_t)INT32_MAX)
-/* Pages of counters for what lies beyond the end of the file: 32 MiB. What a power cut leaves there is near
+/* Pages of counters for what lies beyond the end of the file: 16 MiB. What a power cut leaves there is near
  * the end and close together. */
-#define CHECK_MAX_FAR_PAGES 2048u
+#define CHECK_MAX_FAR_PAGES 4096u
+/* Pages in all: 32 MiB, and CHECK_REAL times what the file takes on the disk. A cluster with data takes more
+ * than its counter, and so do 1024 entries that lead to a page of clusters without; only where few entries
+ * are scattered over a file of holes is it otherwise. */
+#define CHECK_BASE_PAGES 8192u
+#define CHECK_REAL       4u
 
 struct check {
     struct qcow2 *s;
@@ -21,7 +27,7 @@ struct check {
     unsigned fix;
     /* References to each cluster, counted; pages of counters come as they are needed. */
     uint32_t **pages;
-    uint64_t nb_pages, nb_far_pages;
+    uint64_t nb_pages, nb_far_pages, taken_pages, most_pages;
     uint64_t file_clusters; /* rounded up */
     uint64_t end;           /* one more than the highest cluster with a reference */
     bool rebuild;           /* the refcount structures themselves cannot be used */

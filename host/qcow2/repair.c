@@ -221,7 +221,8 @@ int coroutine_fn check_co_rebuild(struct check *check)
     uint64_t *table = NULL;
     uint8_t *dirty = NULL, *buf = qcow2_buffer_get(s);
     check_say(check, "Rebuilding refcount structure");
-    /* Once more, without the structures that are to go. */
+    /* Once more, without the structures that are to go; the first count is of no more use. */
+    check_forget(check);
     check_co_walk(&count);
     int ret = count.error ? count.error : buf ? 0 : -ENOMEM;
     if (ret == 0) {

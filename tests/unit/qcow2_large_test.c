@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -166,12 +167,57 @@ static void a_write_in_place_costs_no_metadata(void **state)
     assert_int_equal(loop_run_coroutine(loop, write_body, NULL), 0);
 }
 
+/* Three L2 tables, in a file of 1.5 TiB of holes: each entry leads to where no other does. */
+static void scattered_body(void *arg)
+{
+    enum { TABLES = 3, ENTRIES = 8192 };
+    struct qcow2_create_options options = {.size = TABLES * (512ull << 20)};
+    struct open_options open_options = {.format = "qcow2", .cache = CACHE_WRITEBACK};
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    char other[sizeof(image) + 8], buf[512] = {1};
+    be64 *table = malloc(ENTRIES * sizeof(*table));
+    uint64_t l2[TABLES], before;
+    int fd;
+
+    snprintf(other, sizeof(other), "%s.holes", image);
+    assert_int_equal(qcow2_co_create(other, &options, &err), 0);
+    assert_int_equal(node_co_open(other, &open_options, &node, &err), 0);
+    for (unsigned t = 0; t < TABLES; t++) {
+        assert_int_equal(node_co_pwrite(node, t * (512ull << 20), buf, 512, 0), 0);
+        l2[t] = qcow2_state(node)->l1[t] & QCOW2_L1_OFFSET_MASK;
+    }
+    assert_int_equal(node_co_close(node), 0);
+    fd = open(other, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && ftruncate(fd, (TABLES * ENTRIES + 1ll) << 26) == 0);
+    for (unsigned t = 0; t < TABLES; t++) {
+        for (uint64_t i = 0; i < ENTRIES; i++)
+            table[i] = be64_put((t * ENTRIES + i + 1) << 26 | QCOW2_COPIED);
+        assert_int_equal(pwrite(fd, table, ENTRIES * sizeof(*table), (off_t)l2[t]), ENTRIES * sizeof(*table));
+    }
+    close(fd);
+    open_options.read_only = true;
+    assert_int_equal(node_co_open(other, &open_options, &node, &err), 0);
+    before = resident();
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), -EFBIG);
+    assert_true(resident() < before + (64u << 20));
+    assert_int_equal(node_co_close(node), 0);
+    free(table);
+    unlink(other);
+}
+
+static void a_check_takes_no_memory_for_holes(void **state)
+{
+    assert_int_equal(loop_run_coroutine(loop, scattered_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_random_read_costs_one_metadata_read_at_most),
         cmocka_unit_test(memory_stays_within_the_cache),
         cmocka_unit_test(a_write_in_place_costs_no_metadata),
+        cmocka_unit_test(a_check_takes_no_memory_for_holes),
     };
     return cmocka_run_group_tests_name("1 TiB, all allocated", tests, setup, teardown);
 }
