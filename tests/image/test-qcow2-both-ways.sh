@@ -6,8 +6,10 @@
 . "$(dirname "$0")/../lib.sh"
 
 img=$bin/ringside-img
+preload=$(realpath "$tools/quick_kdf.so")
 cd "$tmp" || exit 1
 printf secret >pass
+printf another >pass2
 truncate -s 4M base.raw
 qemu-io -f raw -c 'write -q -P 200 0 4M' base.raw
 qemu-img convert -O qcow2 -o cluster_size=4k base.raw base.qcow2
@@ -47,7 +49,61 @@ rows=(
     "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.cipher-alg=serpent-128,encrypt.cipher-mode=xts,encrypt.hash-alg=sha1,encrypt.ivgen-alg=plain64"
     "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.cipher-alg=twofish-256,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256"
     "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=plain,extended_l2=on,cluster_size=64k"
+    "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,backing_file=base.qcow2,backing_fmt=qcow2"
+    "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,data_file=data.bin"
+    "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,refcount_bits=1,cluster_size=4k"
+    "data_file=data.bin,preallocation=falloc,cluster_size=4k"
+    "data_file=data.bin,backing_file=base.raw,backing_fmt=raw"
+    "lazy_refcounts=on,backing_file=base.qcow2,backing_fmt=qcow2,extended_l2=on,compression_type=zstd"
+    "backing_file=base.raw,backing_fmt=raw,extended_l2=on,cluster_size=64k,preallocation=metadata"
     "size=4M"
+)
+
+# What QEMU does to an image that it has made and filled: options of its creation | what is done to x.qcow2.
+# shellcheck disable=SC2054 # the commas are QEMU's
+secret=(--object secret,id=s,file=pass)
+new_secret="--object secret,id=s2,file=pass2"
+luks=encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10
+after=(
+    "compat=0.10|qemu-img amend -q -o compat=1.1 x.qcow2"
+    "compat=0.10|qemu-img amend -q -o compat=1.1,refcount_bits=64 x.qcow2"
+    "compat=1.1|qemu-img bitmap --remove x.qcow2 b0 && qemu-img amend -q -o compat=0.10 x.qcow2"
+    "compat=1.1,cluster_size=4k|qemu-img amend -q -o refcount_bits=64 x.qcow2"
+    "compat=1.1,cluster_size=512,refcount_bits=64|qemu-img amend -q -o refcount_bits=8 x.qcow2"
+    "lazy_refcounts=on|qemu-img amend -q -o lazy_refcounts=off x.qcow2"
+    "lazy_refcounts=off|qemu-img amend -q -o lazy_refcounts=on x.qcow2"
+    "lazy_refcounts=on,cluster_size=4k|die x.qcow2 'write -q -P 11 0 50k'"
+    "extended_l2=on,cluster_size=16k,lazy_refcounts=on|die x.qcow2 'write -q -P 11 100k 50k'"
+    "compat=1.1|die x.qcow2 'write -q -P 11 0 50k'"
+    "backing_file=base.raw,backing_fmt=raw|qemu-img rebase -u -b base.qcow2 -F qcow2 x.qcow2"
+    "backing_file=base.raw,backing_fmt=raw|qemu-img rebase -b base.qcow2 -F qcow2 x.qcow2"
+    "backing_file=base.raw,backing_fmt=raw|qemu-img rebase -b '' x.qcow2"
+    "backing_file=mine.qcow2,backing_fmt=qcow2|qemu-img commit -q x.qcow2"
+    "backing_file=base.qcow2,backing_fmt=qcow2|qemu-img resize -q x.qcow2 6M"
+    "compat=1.1|qemu-img amend -q -o size=6M x.qcow2"
+    "compat=1.1|qemu-img resize -q x.qcow2 +1M"
+    "compat=1.1,cluster_size=4k|qemu-img resize -q --shrink x.qcow2 2M"
+    "compat=1.1|qemu-img resize -q --shrink x.qcow2 2500k && qemu-img resize -q x.qcow2 8M"
+    "extended_l2=on,cluster_size=16k|qemu-img resize -q --preallocation=metadata x.qcow2 7M"
+    "compat=1.1|qemu-img resize -q --preallocation=falloc x.qcow2 7M"
+    "cluster_size=4k|qemu-img resize -q --preallocation=full x.qcow2 7M"
+    "data_file=data.bin|qemu-img resize -q x.qcow2 6M"
+    "data_file=data.bin,data_file_raw=on|qemu-img resize -q --preallocation=full x.qcow2 6M"
+    "data_file=data.bin,data_file_raw=on|qemu-img amend -q -o data_file_raw=off x.qcow2"
+    "compat=1.1|qemu-img bitmap --add -g 4k x.qcow2 b1 && qemu-img bitmap --merge b0 x.qcow2 b1 && qemu-img bitmap --disable x.qcow2 b0"
+    "compat=1.1|qemu-img bitmap --clear x.qcow2 b0 && qemu-img bitmap --add --disable x.qcow2 b1 && qemu-img bitmap --enable x.qcow2 b1"
+    "compat=1.1|qemu-img bitmap --add -g 512 x.qcow2 b1 && qemu-img resize -q x.qcow2 9M && qemu-img bitmap --remove x.qcow2 b0"
+    "compat=1.1|die x.qcow2 'write -q -P 12 1M 20k'"
+    "compat=1.1|qemu-img bitmap --remove x.qcow2 b0 && qemu-img snapshot -a first x.qcow2"
+    "compat=1.1|qemu-img snapshot -d first x.qcow2 && qemu-img snapshot -c third x.qcow2 && qemu-img snapshot -d second x.qcow2"
+    "compat=0.10|qemu-img snapshot -a first x.qcow2 && qemu-img snapshot -d first x.qcow2"
+    "compat=1.1|qemu-img bitmap --remove x.qcow2 b0 && qemu-img resize -q x.qcow2 6M && qemu-img snapshot -c larger x.qcow2 &&
+        qemu-img snapshot -a first x.qcow2"
+    "compat=1.1|savevm x.qcow2 running"
+    "$luks|qemu-img resize -q ${secret[*]} --image-opts \$spec 6M"
+    "$luks|qemu-img amend -q ${secret[*]} $new_secret --image-opts \$spec -o encrypt.state=active,encrypt.new-secret=s2,encrypt.iter-time=10"
+    "$luks|qemu-img amend -q ${secret[*]} $new_secret --image-opts \$spec -o encrypt.state=active,encrypt.new-secret=s2,encrypt.iter-time=10,encrypt.keyslot=7 &&
+        qemu-img amend -q ${secret[*]} --image-opts \$spec -o encrypt.state=inactive,encrypt.old-secret=s && cp pass2 pass"
 )
 
 named() { # every option that qemu-img knows is in a row
@@ -71,7 +127,6 @@ how() {
     esac
     echo $spec
 }
-secret=(--object "secret,id=s,file=pass")
 
 # fill IMAGE OPTIONS: all that QEMU can put into an image: data, parts of clusters, zeroes, discarded and compressed
 # clusters, snapshots, bitmaps
@@ -88,7 +143,7 @@ fill() {
         -c 'discard -q 64k 64k' -c 'write -q -z -u 128k 64k' -c 'write -q -P 4 4090k 6k' -c 'write -q -P 5 1501k 1k')
     qemu-io "${secret[@]}" --image-opts $spec "${steps[@]}" || return
     case $2 in
-    *data_file* | *refcount_bits=1) ;;
+    *data_file* | *refcount_bits=1 | *refcount_bits=1,*) ;;
     *)
         qemu-img snapshot "${secret[@]}" --image-opts -c first $spec &&
             qemu-io "${secret[@]}" --image-opts $spec -c 'write -q -P 8 200k 900k' &&
@@ -112,18 +167,18 @@ same() { # IMAGE OPTIONS: the active disk, and each snapshot
     local a b name
     a=$(theirs "$1" "$2") && b=$(ours "$1" "$2") && [ "$a" = "$b" ] || return
     for name in $(qemu-img snapshot "${secret[@]}" --image-opts -l "$(how "$1" "$2")" | awk '/^[0-9]/{print $2}'); do
-        a=$(theirs "$1" "$2" -l "$name") && b=$(ours "$1" "$2" -l "$name") && [ "$a" = "$b" ] || return
-    done
+        theirs "$1" "$2" -l "$name" && ours "$1" "$2" -l "$name" || return
+        # QEMU gives a snapshot the size that the disk has now, cut off or filled up.
+        a=$(stat -c %s theirs.raw) b=$(stat -c %s ours.raw)
+        cmp -n $((a < b ? a : b)) theirs.raw ours.raw || return
+    done >/dev/null
 }
 
-create() { # IMAGE OPTIONS: now and then QEMU says "unable to get accurate CPU usage"
-    local i size=4M
+create() { # IMAGE OPTIONS
+    local size=4M
     case $2 in size=*) size= ;; esac
-    for i in 1 2 3 4 5; do
-        rm -f "$1" data.bin
-        qemu-img create -q -f qcow2 "${secret[@]}" -o "$2" "$1" $size && return
-    done
-    return 1
+    rm -f "$1" data.bin
+    LD_PRELOAD=$preload qemu-img create -q -f qcow2 "${secret[@]}" -o "$2" "$1" $size
 }
 from_qemu() {
     create x.qcow2 "$1" && fill x.qcow2 "$1" && same x.qcow2 "$1"
@@ -134,8 +189,7 @@ to_qemu() {
     case $options in
     size=*) size= ;;&
     *encrypt.format=aes* | encryption=*) create y.qcow2 "$options" || return ;; # none is made by us, but written to
-    *encrypt*) rm -f y.qcow2 && "$img" create -q -f qcow2 --secret-file=pass -o encrypt.format=luks,encrypt.iter-time=10 y.qcow2 4M || return ;;
-    *) rm -f y.qcow2 data.bin && "$img" create -q -f qcow2 -o "$options" y.qcow2 $size || return ;;
+    *) rm -f y.qcow2 data.bin && "$img" create -q -f qcow2 --secret-file=pass -o "${options/encrypt.key-secret=s,/}" y.qcow2 $size || return ;;
     esac
     "$img" convert -n --secret-file=pass -S 4k filled.raw y.qcow2 && same y.qcow2 "$options" && [ "$(theirs y.qcow2 "$options")" = "$(sha256sum <filled.raw)" ] &&
         qemu-img check "${secret[@]}" --image-opts "$(how y.qcow2 "$options")" || return
@@ -152,4 +206,28 @@ for row in "${rows[@]}"; do
     ok "what QEMU writes: $row" from_qemu "$row"
     ok "what we write: $row" to_qemu "$row"
 done
+
+# A program of QEMU that is killed while it has IMAGE open, after COMMAND: dirty, or with a bitmap in use.
+die() {
+    (ulimit -c 0 && qemu-io -c "$2" -c flush -c abort "$1") >/dev/null 2>&1
+    true
+}
+savevm() { # IMAGE NAME: a snapshot with the state of a machine
+    printf 'savevm %s\nquit\n' "$2" | timeout 60 qemu-system-x86_64 -M microvm -m 4 -accel tcg -nodefaults -display none -S -monitor stdio \
+        -drive driver=qcow2,file.driver=file,file.filename="$1",if=none >/dev/null 2>&1
+    qemu-img snapshot -l "$1" | grep -q " $2 .*[KM]iB"
+}
+changed_by_qemu() { # OPTIONS|COMMAND
+    local options=${1%%|*} command=${1#*|} spec
+    printf secret >pass
+    cp base.qcow2 mine.qcow2
+    spec=$(how x.qcow2 "$options")
+    create x.qcow2 "$options" && fill x.qcow2 "$options" && LD_PRELOAD=$preload eval "$command" && same x.qcow2 "$options" || return
+    # ... and we go on from there.
+    case $options in
+    *encrypt*) "$img" convert -n --secret-file=pass -S 4k filled.raw x.qcow2 ;;
+    *) "$tools/tool_block_io" x.qcow2 'write 70001 300000 77' 'zero 1000000 5000' 'discard 65536 131072' 'write 2000000 4096 78' ;;
+    esac && same x.qcow2 "$options" && qemu-img check "${secret[@]}" --image-opts $spec
+}
+for row in "${after[@]}"; do ok "what QEMU changes: $row" changed_by_qemu "$row"; done
 done_testing
