@@ -217,6 +217,15 @@ const struct crash_workload crash_workloads[] = {
      .discard = 1,
      .max_sectors = 24,
      .resize = true},
+    {.name = "resize-bitmaps",
+     .what = "the same with bitmaps, which follow the disk's size or are marked",
+     .create = {.size = MIB / 2, .cluster_bytes = 512},
+     .first = FIRST_BITMAPS,
+     .write = 8,
+     .zero = 1,
+     .discard = 1,
+     .max_sectors = 24,
+     .resize = true},
     {.name = "queues",
      .what = "four loops on one image",
      .create = {.size = 4 * MIB},
@@ -514,6 +523,9 @@ static bool fill_first(const struct crash_workload *w, const char *dir)
         return write_pattern(dir, "pattern", w->create.size) &&
                shell("qemu-img convert -q -n -f raw -O qcow2 %s/pattern %s/image", dir, dir) &&
                shell("qemu-img snapshot -c first %s/image", dir, "");
+    case FIRST_BITMAPS:
+        return shell("qemu-img bitmap --add -g 512 %s/image recording%s", dir, "") &&
+               shell("qemu-img bitmap --add --disable -g 512 %s/image still%s", dir, "");
     }
     return false;
 }

@@ -15,7 +15,8 @@ enum crash_first {
     FIRST_BACKED_QCOW2, /* the same over a qcow2 one with clusters of another size */
     FIRST_FULL,         /* every cluster allocated, with the pattern */
     FIRST_COMPRESSED,   /* every cluster compressed, with the pattern */
-    FIRST_SNAPSHOT      /* full, and an internal snapshot refers to all of it */
+    FIRST_SNAPSHOT,     /* full, and an internal snapshot refers to all of it */
+    FIRST_BITMAPS       /* empty, with two bitmaps: one that records writes, and one that doesn't */
 };
 
 struct crash_workload {

@@ -128,7 +128,7 @@ static bool start(struct exploration *x)
     if (!crash_log_read(path, &x->log))
         return false;
     x->model = (struct crash_model){.first_sectors = w->create.size / 512,
-                                    .backed = w->first != FIRST_EMPTY,
+                                    .backed = w->first != FIRST_EMPTY && w->first != FIRST_BITMAPS,
                                     .backed_sectors = w->create.size / 512};
     snprintf(path, sizeof path, "%s/first", x->dir);
     if (!crash_disk_init(&x->disk, &x->log, path) || !crash_model_read(&x->model, &x->log))
