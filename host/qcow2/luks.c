@@ -12,8 +12,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/aio/aio.h"
@@ -22,6 +25,7 @@
 #define BOUNCE_BYTES   (512u << 10)
 #define ITERATIONS_MAX (1u << 26) /* a minute or so: more is a way to keep us busy */
 #define SECRET_MAX     4096u
+#define SECRET_WAIT_MS 60000 /* for whoever writes it into a pipe: a program that asks for it, for one */
 #define AES_KEY_BYTES  16u
 
 struct qcow2_crypto {
@@ -36,19 +40,42 @@ struct qcow2_crypto {
 
 /* ---- secrets ---- */
 
-int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct error *err)
+/* As read(2), but a pipe that somebody still holds the other end of is waited for. */
+static ssize_t read_some(int fd, uint8_t *to, size_t bytes)
 {
-    *secret = NULL;
-    if (!path) {
-        error_set(err, -EACCES,
-                  "the image is encrypted: a file with the passphrase is needed (--secret-file)");
-        return -EACCES;
-    }
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    ssize_t n;
+    do {
+        n = read(fd, to, bytes);
+    } while (n < 0 && (errno == EINTR || (errno == EAGAIN && poll(&wait, 1, SECRET_WAIT_MS) == 1)));
+    return n;
+}
+
+/* What came out of a pipe, which gives it once: it is asked for again by the image below, by an image that
+ * was just made, and when another process has had the image. Kept until the process ends. */
+static struct {
+    pthread_mutex_t lock;
+    char *path;
+    uint8_t secret[SECRET_MAX];
+    size_t bytes;
+} piped = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void remember_piped(const char *path, const uint8_t *secret, size_t bytes)
+{
+    free(piped.path);
+    piped.path = strdup(path);
+    memcpy(piped.secret, secret, bytes);
+    piped.bytes = bytes;
+}
+
+/* BUF has SECRET_MAX + 1 bytes. Under the lock of what is piped. */
+static int read_secret(const char *path, uint8_t *buf, size_t *bytes, struct error *err)
+{
+    struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    uint8_t *buf = malloc(SECRET_MAX + 1);
-    ssize_t n = fd >= 0 && buf ? 0 : -1;
+    ssize_t n = fd >= 0 ? fstat(fd, &st) : -1;
     *bytes = 0;
-    while (n >= 0 && *bytes <= SECRET_MAX && (n = read(fd, buf + *bytes, SECRET_MAX + 1 - *bytes)) > 0)
+    while (n >= 0 && *bytes <= SECRET_MAX && (n = read_some(fd, buf + *bytes, SECRET_MAX + 1 - *bytes)) > 0)
         *bytes += (size_t)n;
     int ret = 0;
     if (n < 0)
@@ -57,14 +84,38 @@ int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct e
         ret = error_set(err, -EINVAL, "secret file '%s' has more than %u bytes", path, SECRET_MAX);
     else if (*bytes == 0)
         ret = error_set(err, -EINVAL, "secret file '%s' is empty", path);
+    else if (!S_ISREG(st.st_mode))
+        remember_piped(path, buf, *bytes);
     if (fd >= 0)
         close(fd);
+    return ret;
+}
+
+int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct error *err)
+{
+    *secret = NULL;
+    if (!path)
+        return error_set(err, -EACCES,
+                         "the image is encrypted: a file with the passphrase is needed (--secret-file)");
+    uint8_t *buf = malloc(SECRET_MAX + 1);
+    if (!buf)
+        return error_set(err, -ENOMEM, "out of memory");
+    int ret = 0;
+    pthread_mutex_lock(&piped.lock);
+    if (piped.path && strcmp(piped.path, path) == 0) {
+        memcpy(buf, piped.secret, piped.bytes);
+        *bytes = piped.bytes;
+    } else {
+        ret = read_secret(path, buf, bytes, err);
+    }
+    pthread_mutex_unlock(&piped.lock);
     if (ret < 0) {
+        explicit_bzero(buf, SECRET_MAX + 1);
         free(buf);
         return ret;
     }
     *secret = buf;
-    return buf ? 0 : -ENOMEM;
+    return 0;
 }
 
 /* ---- opening ---- */

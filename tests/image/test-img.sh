@@ -338,6 +338,10 @@ ok "... whose info is qemu-img's" same_json info crypt.qcow2
 ok "... and whose content we read" bash -c "'$img' convert --secret-file=secret -O raw crypt.qcow2 plain.raw && cmp -n 1024 plain.raw /dev/zero &&
     [ \"\$(head -c 1M plain.raw | tail -c +1025 | tr -d '\\005' | wc -c)\" -eq 0 ]"
 ok_not "not without the passphrase" "$img" convert -O raw crypt.qcow2 none.raw
+ok "a passphrase in a pipe is waited for" bash -c "'$img' convert --secret-file=<(sleep 0.3; cat secret) -O raw crypt.qcow2 piped.raw && cmp plain.raw piped.raw"
+ok "... and serves for making an image and for opening it" bash -c "
+    '$img' convert -f raw -O qcow2 -o encrypt.format=luks,encrypt.iter-time=10 --secret-file=<(cat secret) plain.raw piped.qcow2 &&
+    '$img' convert --secret-file=secret -O raw piped.qcow2 piped.raw && cmp plain.raw piped.raw"
 ok_not "not with another one" "$img" convert --secret-file=wrong -O raw crypt.qcow2 none.raw
 ok "convert into a LUKS image" bash -c "'$img' convert -f raw -O qcow2 -o encrypt.format=luks,encrypt.iter-time=10 --secret-file=secret plain.raw crypt2.qcow2"
 ok "... which QEMU reads" crypt_io crypt2.qcow2 -c 'read -P 5 1k 1M' -c 'read -P 0 0 1k'
