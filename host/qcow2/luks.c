@@ -94,12 +94,16 @@ static int read_secret(const char *path, uint8_t *buf, size_t *bytes, struct err
 int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct error *err)
 {
     *secret = NULL;
-    if (!path)
-        return error_set(err, -EACCES,
-                         "the image is encrypted: a file with the passphrase is needed (--secret-file)");
+    if (!path) {
+        error_set(err, -EACCES,
+                  "the image is encrypted: a file with the passphrase is needed (--secret-file)");
+        return -EACCES;
+    }
     uint8_t *buf = malloc(SECRET_MAX + 1);
-    if (!buf)
-        return error_set(err, -ENOMEM, "out of memory");
+    if (!buf) {
+        error_set(err, -ENOMEM, "out of memory");
+        return -ENOMEM;
+    }
     int ret = 0;
     pthread_mutex_lock(&piped.lock);
     if (piped.path && strcmp(piped.path, path) == 0) {
