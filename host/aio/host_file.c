@@ -235,6 +235,8 @@ int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind ai
     } else {
         posix->file.direct = mode & O_DIRECT;
     }
+    /* Without the page cache a read always waits for the disk, and NOWAIT does not mean that wait. */
+    posix->no_nowait = posix->file.direct;
     ret = choose_engine(posix, aio, err);
     if (ret < 0)
         goto fail;

@@ -306,6 +306,34 @@ static void a_hole_tells_as_much_of_the_alignment_as_an_empty_file(void **state)
     }
 }
 
+static struct host_file *read_from;
+static bool has_read;
+
+static void reads_a_block(void *arg)
+{
+    void *buffer = buffer_of(4096);
+    struct iovec iov = {buffer, 4096};
+
+    assert_int_equal(read_from->ops->co_preadv(read_from, &iov, 1, 0, 4096), 0);
+    has_read = true;
+    free(buffer);
+}
+
+static void the_loop_does_not_wait_for_the_disk(void **state)
+{
+    make_file(NULL, 8192);
+    read_from = open_file(HOST_FILE_DIRECT, AIO_THREADS);
+    if (read_from) {
+        has_read = false;
+        co_enter(co_create(reads_a_block, NULL));
+        assert_false(has_read);
+        while (!has_read)
+            loop_turn(loop, true);
+        host_file_close(read_from);
+    }
+    unlink(path);
+}
+
 static void no_transfer_fails_because_it_would_have_to_wait(void **state)
 {
     struct host_file *file;
@@ -332,6 +360,7 @@ int main(void)
         cmocka_unit_test(a_simulator_may_open_instead),
         cmocka_unit_test(alignments_are_powers_of_two_that_the_file_takes),
         cmocka_unit_test(a_hole_tells_as_much_of_the_alignment_as_an_empty_file),
+        cmocka_unit_test(the_loop_does_not_wait_for_the_disk),
         cmocka_unit_test(no_transfer_fails_because_it_would_have_to_wait),
     };
 
