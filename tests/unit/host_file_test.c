@@ -322,6 +322,9 @@ static void reads_a_block(void *arg)
 static void the_loop_does_not_wait_for_the_disk(void **state)
 {
     make_file(NULL, 8192);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(fsync(fd), 0); /* what is not on the disk yet is refused */
+    close(fd);
     read_from = open_file(HOST_FILE_DIRECT, AIO_THREADS);
     if (read_from) {
         has_read = false;
