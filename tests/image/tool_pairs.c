@@ -82,12 +82,10 @@ static bool start(struct pair *p, bool *refused)
         pair_path(p, path, pair_side_names[side], "data");
         (void)unlink(path);
     }
-    /* QEMU measures for seconds how long a key's derivation takes, so LUKS images are seldom its own; and
-     * what it has preallocated in one reads as noise. */
-    bool theirs = p->luks && (p->seed % 32 != 23 || !combination_is(p->c, D_PREALLOCATION, "off"))
-                      ? pair_we_create(p, THEIRS, &err)
-                      : pair_qemu_creates(p, THEIRS);
-    bool ours = p->seed & 1 || p->luks ? pair_we_create(p, OURS, &err) : pair_qemu_creates(p, OURS);
+    /* What QEMU has preallocated in a LUKS image reads as noise. */
+    bool noise = p->luks && !combination_is(p->c, D_PREALLOCATION, "off");
+    bool theirs = noise ? pair_we_create(p, THEIRS, &err) : pair_qemu_creates(p, THEIRS);
+    bool ours = p->seed & 1 || noise ? pair_we_create(p, OURS, &err) : pair_qemu_creates(p, OURS);
     *refused = !theirs;
     if (theirs != ours)
         return pair_wrong(p, "QEMU %s it, we %s (%s)", theirs ? "creates" : "refuses", ours ? "do" : "do not",
