@@ -103,7 +103,7 @@ static int coroutine_fn raw_co_block_status(struct node *node, uint64_t offset, 
     *host_offset = offset;
     if (offset >= length) { /* the padding of the last sector */
         *pnum = bytes;
-        *flags = NODE_STATUS_ZERO | NODE_STATUS_ALLOCATED;
+        *flags = NODE_STATUS_ZERO | NODE_STATUS_ALLOCATED | NODE_STATUS_OFFSET;
         return 0;
     }
     int ret = node_co_block_status(node->file, offset, bytes, pnum, flags, &ignored);

@@ -109,6 +109,10 @@ qemu-img create -q -f qcow2 -o extended_l2=on -b base.qcow2 -F qcow2 sub.qcow2
 fill sub.qcow2 30
 ok "map of subclusters over a backing file" bash -c "$(declare -f same_json); img='$img'; same_json map sub.qcow2"
 ok "map of a part" bash -c "$(declare -f same_json); img='$img'; same_json map --start-offset=100k --max-length=1M top.qcow2"
+truncate -s 1000 odd.raw
+truncate -s 70000 odd2.raw
+printf 'not a multiple of 512' >>odd2.raw
+ok "map of files that end within a sector" bash -c "$(declare -f same_json); img='$img'; same_json map odd.raw && same_json map odd2.raw"
 qemu-img snapshot -c first base.qcow2
 qemu-img snapshot -c second base.qcow2
 ok "info lists snapshots" bash -c "$(declare -f same_json); img='$img'; same_json info base.qcow2 && '$img' info base.qcow2 >ours && qemu-img info base.qcow2 >theirs && diff ours theirs"
