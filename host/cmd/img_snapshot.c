@@ -2,9 +2,27 @@
  * ringside-img snapshot: lists, makes, applies and deletes the internal snapshots of a qcow2 image.
  */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
+
+/* As qemu-img does, by its name alone: an id changes its meaning once a snapshot is gone. */
+static int coroutine_fn delete_named(struct node *node, const char *name, struct error *err)
+{
+    struct qcow2_snapshot_info *list = NULL;
+    size_t count = 0, i = 0;
+    int ret = qcow2_snapshots(node, &list, &count);
+    if (ret < 0)
+        return error_set(err, ret, "its snapshots cannot be listed: %s", strerror(-ret));
+    while (i < count && strcmp(list[i].name, name) != 0)
+        i++;
+    ret = i < count ? qcow2_co_snapshot_delete(node, name, err)
+                    : error_set(err, -ENOENT, "there is no snapshot with the name '%s'", name);
+    free(list);
+    return ret;
+}
 
 int coroutine_fn img_co_snapshot(const struct img_options *options)
 {
@@ -32,7 +50,7 @@ int coroutine_fn img_co_snapshot(const struct img_options *options)
     } else if (options->snapshot_apply) {
         ret = qcow2_co_snapshot_apply(node, options->snapshot_apply, &err);
     } else if (options->snapshot_delete) {
-        ret = qcow2_co_snapshot_delete(node, options->snapshot_delete, &err);
+        ret = delete_named(node, options->snapshot_delete, &err);
     } else {
         json_t *snapshots = img_snapshots(node);
         if (snapshots)

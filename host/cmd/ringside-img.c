@@ -157,7 +157,7 @@ static const struct img_option snapshot_table[] = {
     {'l', "list", NULL, "list them (default)", AT(list)},
     {'c', "create", "NAME", "make one", AT(snapshot_create)},
     {'a', "apply", "ID|NAME", "go back to it", AT(snapshot_apply)},
-    {'d', "delete", "ID|NAME", "delete it", AT(snapshot_delete)},
+    {'d', "delete", "NAME", "delete it", AT(snapshot_delete)},
     OPTION_FORMAT,
     OPTION_SHARE,
     OPTION_QUIET,

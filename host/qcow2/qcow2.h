@@ -150,7 +150,9 @@ int qcow2_snapshots(struct node *node, struct qcow2_snapshot_info **list, size_t
 int coroutine_fn qcow2_co_snapshot_create(struct node *node, const char *name, struct error *err);
 /* ID_OR_NAME: an id first, then a name; -ENOENT if neither. */
 int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_name, struct error *err);
-int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *id_or_name, struct error *err);
+/* NAME_OR_ID: the other way round, so that what somebody names is never another one that has this for an id.
+ */
+int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *name_or_id, struct error *err);
 
 /* ---- for commit, rebase, resize ---- */
 

@@ -375,12 +375,16 @@ static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
     return ret;
 }
 
-int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *id_or_name, struct error *err)
+int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *name_or_id, struct error *err)
 {
     struct qcow2 *s = qcow2_state(node);
-    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, id_or_name) : NULL;
+    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, name_or_id) : NULL;
+    for (uint32_t i = s ? s->nb_snapshots : 0; i--;) {
+        if (strcmp(s->snapshots[i].name, name_or_id) == 0)
+            snapshot = &s->snapshots[i];
+    }
     if (!snapshot)
-        return error_set(err, -ENOENT, "there is no snapshot '%s'", id_or_name);
+        return error_set(err, -ENOENT, "there is no snapshot '%s'", name_or_id);
     int ret = qcow2_check_snapshot_l1(s, snapshot, err);
     if (ret == 0)
         ret = co_begin(node, &s, err);

@@ -252,6 +252,10 @@ ok "snapshot -a by name" bash -c "'$img' snapshot -a one s.qcow2 && qemu-img com
 ok "snapshot -a by id" bash -c "'$img' snapshot -a 2 s.qcow2 && qemu-img compare s.qcow2 s1.raw && qemu-img check s.qcow2"
 ok "snapshot -d" bash -c "'$img' snapshot -d one s.qcow2 && qemu-img compare s.qcow2 s1.raw && qemu-img check s.qcow2 && ! qemu-img snapshot -l s.qcow2 | grep -w one"
 ok "snapshot -a and -d of what is not there" bash -c "! '$img' snapshot -a nope s.qcow2 && ! '$img' snapshot -d nope s.qcow2"
+qemu-img create -q -f qcow2 ids.qcow2 1M
+qemu-img snapshot -c 2 ids.qcow2
+qemu-img snapshot -c other ids.qcow2
+ok "snapshot -d means a name, not an id" bash -c "! '$img' snapshot -d 1 ids.qcow2 && '$img' snapshot -d 2 ids.qcow2 && qemu-img snapshot -l ids.qcow2 | grep -w other"
 ok "snapshot of two kinds at a time" status 2 "$img" snapshot -l -c x s.qcow2
 ok_not "snapshot of a raw image" "$img" snapshot -l top.raw
 
