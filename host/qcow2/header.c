@@ -526,21 +526,50 @@ static int append(uint8_t *cluster, uint64_t *at, uint64_t room, const void *dat
     return 0;
 }
 
-int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
+/* What a header uses of its cluster: up to EXT_END, and the backing file's name. */
+struct header_use {
+    uint64_t ext_end, name, name_bytes;
+};
+
+static bool is_used(const struct header_use *use, uint64_t at)
 {
-    uint8_t *cluster = qcow2_buffer_get(s), *old = qcow2_buffer_get(s);
-    if (!cluster || !old) {
-        qcow2_buffer_put(s, cluster);
-        qcow2_buffer_put(s, old);
-        return -ENOMEM;
+    return at < use->ext_end || (at >= use->name && at - use->name < use->name_bytes);
+}
+
+/* Of the header in CLUSTER, which was read and found to be right when the image was opened. */
+static struct header_use header_use(const struct qcow2 *s, const uint8_t *cluster)
+{
+    struct qcow2_header h;
+    struct qcow2_extension ext;
+    memcpy(&h, cluster, sizeof(h));
+    struct header_use use = {.ext_end = s->version < 3 ? QCOW2_V2_HEADER_BYTES : be32_get(h.header_length),
+                             .name = be64_get(h.backing_file_offset),
+                             .name_bytes = be32_get(h.backing_file_size)};
+    uint64_t room = s->cluster_bytes;
+    if (!use.name || use.name > room || use.name_bytes > room - use.name)
+        use.name = use.name_bytes = 0;
+    uint64_t limit = use.name ? use.name : room;
+    while (use.ext_end + sizeof(ext) <= limit) {
+        memcpy(&ext, cluster + use.ext_end, sizeof(ext));
+        use.ext_end =
+            min_u64(use.ext_end + sizeof(ext) + (((uint64_t)be32_get(ext.length) + 7) & ~7ull), room);
+        if (be32_get(ext.type) == QCOW2_EXT_END)
+            break;
     }
-    memset(cluster, 0, s->cluster_bytes);
+    return use;
+}
+
+/* Lays out the header and its extensions in CLUSTER; the name, where it can be, not over the one in use by
+ * OLD. */
+static int lay_out_header(const struct qcow2 *s, uint8_t *cluster, const struct header_use *old)
+{
     struct qcow2_header h = {0};
     put_fields(s, &h);
     uint64_t at = 0, room = s->cluster_bytes;
     size_t fixed = s->version < 3                 ? QCOW2_V2_HEADER_BYTES
                    : s->header_length < sizeof(h) ? s->header_length
                                                   : sizeof(h);
+    memset(cluster, 0, s->cluster_bytes);
     int ret = append(cluster, &at, room, &h, fixed);
     if (ret == 0)
         ret = append(cluster, &at, room, s->header_unknown, s->header_unknown_bytes);
@@ -556,16 +585,57 @@ int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
         ret = append(cluster, &at, room, &end, sizeof(end));
     if (ret == 0 && s->backing_file) {
         struct qcow2_header *head = (struct qcow2_header *)(void *)cluster;
+        uint64_t bytes = strlen(s->backing_file), behind = max_u64(at, old->name + old->name_bytes);
+        if (at < old->name + old->name_bytes && old->name < at + bytes && bytes <= room - behind)
+            at = behind;
         head->backing_file_offset = be64_put(at);
-        head->backing_file_size = be32_put((uint32_t)strlen(s->backing_file));
-        ret = append(cluster, &at, room, s->backing_file, strlen(s->backing_file));
+        head->backing_file_size = be32_put((uint32_t)bytes);
+        ret = append(cluster, &at, room, s->backing_file, bytes);
+    }
+    return ret;
+}
+
+/* A power cut may tear what is written anywhere between sectors. So what the new header needs behind its
+ * first sector is added to what the old one needs there, then the first sector decides, then the rest goes.
+ * Only where both need the same place is it one write of all. */
+static int coroutine_fn co_write_header_in_steps(struct qcow2 *s, uint8_t *cluster, uint8_t *old,
+                                                 uint8_t *both, const struct header_use *old_use)
+{
+    struct header_use new_use = header_use(s, cluster);
+    uint64_t tail = s->cluster_bytes - 512;
+    for (uint64_t i = 0; i < s->cluster_bytes; i++) {
+        bool new = is_used(&new_use, i);
+        if (i >= 512 && new &&is_used(old_use, i) && cluster[i] != old[i])
+            return co_replace_header(s, cluster, old, s->cluster_bytes);
+        both[i] = new ? cluster[i] : old[i];
+    }
+    int ret = 0;
+    if (memcmp(both + 512, old + 512, tail) != 0) {
+        survivor_touch(s);
+        ret = node_co_pwrite(s->node->file, 512, both + 512, tail, 0);
+        if (ret == 0)
+            ret = node_co_flush(s->node->file);
     }
     if (ret == 0)
-        ret = node_co_pread(s->node->file, 0, old, s->cluster_bytes);
-    if (ret == 0)
-        ret = co_replace_header(s, cluster, old, s->cluster_bytes);
+        ret = co_replace_header(s, cluster, old, 512);
+    if (ret == 0 && memcmp(both + 512, cluster + 512, tail) != 0) /* of no use to anybody any more */
+        (void)node_co_pwrite(s->node->file, 512, cluster + 512, tail, 0);
+    return ret;
+}
+
+int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
+{
+    uint8_t *cluster = qcow2_buffer_get(s), *old = qcow2_buffer_get(s), *both = qcow2_buffer_get(s);
+    int ret = cluster && old && both ? node_co_pread(s->node->file, 0, old, s->cluster_bytes) : -ENOMEM;
+    if (ret == 0) {
+        struct header_use use = header_use(s, old);
+        ret = lay_out_header(s, cluster, &use);
+        if (ret == 0)
+            ret = co_write_header_in_steps(s, cluster, old, both, &use);
+    }
     qcow2_buffer_put(s, cluster);
     qcow2_buffer_put(s, old);
+    qcow2_buffer_put(s, both);
     return ret;
 }
 

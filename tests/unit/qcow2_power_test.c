@@ -307,11 +307,116 @@ static void room_is_used_again(void **state)
     assert_int_equal(loop_run_coroutine(loop, turns_body, NULL), 0);
 }
 
+/* ---- the header's names, in writes that are torn between sectors ---- */
+
+#define LONG_NAME(c) c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c
+#define ITS_FORMAT   "raw"
+
+static const struct naming {
+    const char *from, *to; /* NULL: none */
+    const char *to_format;
+} namings[] = {
+    {NULL, "base", "raw"},
+    {"base", NULL, NULL},
+    {"base", "another, and a longer one", "qcow2"},
+    {LONG_NAME("a rather long name "), "base", "qcow2"},
+    {LONG_NAME("a rather long name "), LONG_NAME("quite another name "), "raw"},
+    {"base", "base", "qcow2"},
+};
+
+static bool equal(const char *a, const char *b)
+{
+    return a == b || (a && b && strcmp(a, b) == 0);
+}
+
+static void co_verify_names(const uint8_t *data, uint64_t length, const struct naming *naming)
+{
+    struct fake_disk left = {.limits = disk.limits, .grows = true, .length = length, .data = malloc(ROOM)};
+    struct open_options how = {.format = "qcow2", .no_backing = true, .read_only = true};
+    struct node *protocol, *opened = NULL;
+    struct qcow2_info info;
+    struct error err = {""};
+    states++;
+    memcpy(left.data, data, length);
+    assert_int_equal(fake_disk_open(&left, &protocol), 0);
+    if (node_co_open_format(&qcow2_driver, protocol, "fake", &how, false, &opened, &err) < 0)
+        fail_msg("cannot be opened: %s", err.text);
+    assert_int_equal(qcow2_info(opened, &info), 0);
+    bool old = equal(info.backing_file, naming->from) &&
+               equal(info.backing_format, naming->from ? ITS_FORMAT : NULL);
+    bool new = equal(info.backing_file, naming->to) && equal(info.backing_format, naming->to_format);
+    if (!old && !new)
+        fail_msg("'%s', format '%s': neither as before nor as after",
+                 info.backing_file ? info.backing_file : "none",
+                 info.backing_format ? info.backing_format : "none");
+    assert_int_equal(node_co_close(opened), 0);
+    fake_disk_free(&left);
+}
+
+/* LOGGED is a write that got as far as some of its sectors. */
+static void co_torn(const uint8_t *base, uint64_t length, const struct fake_logged *logged,
+                    const struct naming *naming)
+{
+    uint8_t *data = malloc(ROOM);
+    uint64_t sectors = logged->bytes / 512;
+    for (uint64_t way = 0; way < 3 * sectors; way++) {
+        memcpy(data, base, length);
+        for (uint64_t i = 0; i < sectors; i++) {
+            uint64_t k = way % sectors;
+            if (way < sectors ? i < k : way < 2 * sectors ? i > k : i == k)
+                memcpy(data + logged->offset + i * 512, logged->data + i * 512, 512);
+        }
+        co_verify_names(data, length, naming);
+    }
+    free(data);
+}
+
+static void naming_body(void *arg)
+{
+    const struct naming *naming = arg;
+    struct open_options how = {.format = "qcow2", .no_backing = true};
+    struct node *protocol;
+    struct error err = {""};
+    load_image(&(struct qcow2_create_options){.size = SIZE,
+                                              .cluster_bytes = 4096,
+                                              .backing_file = naming->from,
+                                              .backing_format = naming->from ? ITS_FORMAT : NULL});
+    uint8_t *base = malloc(ROOM);
+    uint64_t length = disk.length;
+    memcpy(base, disk.data, length);
+    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
+    assert_int_equal(node_co_open_format(&qcow2_driver, protocol, "fake", &how, false, &node, &err), 0);
+    disk.keep_log = true;
+    assert_int_equal(qcow2_co_change_backing(node, naming->to, naming->to_format, &err), 0);
+    disk.keep_log = false;
+    assert_int_equal(node_co_close(node), 0);
+    for (size_t i = 0; i < disk.logged; i++) {
+        if (disk.log[i].op == FAKE_WRITE)
+            co_torn(base, length, &disk.log[i], naming);
+        if (disk.log[i].op != FAKE_FLUSH)
+            length = fake_logged_apply(&disk.log[i], base, length);
+        co_verify_names(base, length, naming);
+    }
+    assert_memory_equal(base, disk.data, length);
+    co_verify_names(base, length, &(struct naming){naming->to, naming->to, naming->to_format});
+    free(base);
+    fake_disk_free(&disk);
+}
+
+static void names_change_at_once(void **state)
+{
+    states = 0;
+    for (size_t i = 0; i < sizeof(namings) / sizeof(namings[0]); i++)
+        assert_int_equal(loop_run_coroutine(loop, naming_body, (void *)(uintptr_t)&namings[i]), 0);
+    printf("# %u states\n", states);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(version_2),   cmocka_unit_test(version_3),          cmocka_unit_test(small_clusters),
-        cmocka_unit_test(subclusters), cmocka_unit_test(room_is_used_again),
+        cmocka_unit_test(version_2),          cmocka_unit_test(version_3),
+        cmocka_unit_test(small_clusters),     cmocka_unit_test(subclusters),
+        cmocka_unit_test(room_is_used_again), cmocka_unit_test(names_change_at_once),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
