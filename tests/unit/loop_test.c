@@ -9,10 +9,16 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "host/runtime/coroutine.h"
@@ -40,6 +46,11 @@ static void on_event(void *opaque)
 {
     clear_fd(*(int *)opaque);
     note('f');
+}
+
+static void came_in(void *opaque)
+{
+    *(bool *)opaque = true;
 }
 
 static void wakes(void *arg)
@@ -627,6 +638,42 @@ static void iothread_calls_return_when_done(void **state)
     iothread_stop(thread);
 }
 
+/* Filters of containers that do not know epoll_pwait2 refuse it with EPERM. */
+static int without_epoll_pwait2(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_epoll_pwait2, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof(code) / sizeof(code[0]), code};
+    static bool came;
+    uint64_t one = 1;
+    int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    struct loop_fd handler = {.fd = fd, .on_readable = came_in, .opaque = &came};
+    struct loop_timer timer = {.fire = came_in, .opaque = &(bool){false}};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0)
+        return 2;
+    if (loop_fd_add(loop, &handler) < 0 || write(fd, &one, sizeof(one)) != sizeof(one))
+        return 3;
+    loop_timer_arm(loop, &timer, world_now_ns() + 10000000000u); /* so that there is a time to sleep */
+    loop_turn(loop, true);
+    return came ? 0 : 1;
+}
+
+static void a_filter_that_refuses_the_newer_epoll_does_not_make_the_loop_deaf(void **state)
+{
+    int status = -1;
+    pid_t child = fork();
+
+    if (child == 0)
+        _exit(without_epoll_pwait2());
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -649,6 +696,7 @@ int main(void)
         cmocka_unit_test(attachments_die_with_their_loop_latest_key_first),
         cmocka_unit_test(several_loops_may_take_turns_in_one_thread),
         cmocka_unit_test(no_more_loops_than_the_bound),
+        cmocka_unit_test(a_filter_that_refuses_the_newer_epoll_does_not_make_the_loop_deaf),
         cmocka_unit_test(errors_are_sentences),
         cmocka_unit_test(trace_points_reach_the_sink_and_have_names),
         cmocka_unit_test(iothread_calls_return_when_done),
