@@ -42,8 +42,7 @@ int coroutine_fn img_co_extent(struct node *top, const struct node *base, bool h
         unsigned flags;
         extent->depth = depth;
         if (offset >= length) {
-            /* A backing file that is too short gives zeroes, as if it had them. */
-            extent->flags = NODE_STATUS_ZERO | (depth ? NODE_STATUS_ALLOCATED : 0);
+            extent->flags = NODE_STATUS_ZERO;
             return 0;
         }
         int ret = node_co_block_status(node, offset, min_u64(extent->bytes, length - offset), &pnum, &flags,
@@ -56,8 +55,10 @@ int coroutine_fn img_co_extent(struct node *top, const struct node *base, bool h
             extent->file = node->data_file ? node->data_file : node->file;
             return holes ? look_for_holes(extent) : 0;
         }
-        if (!node->backing || node->backing == base) {
-            extent->flags = node->backing ? 0 : NODE_STATUS_ZERO | (flags & NODE_STATUS_OFFSET);
+        /* What is left open behind the end of a shorter backing file is zeroes, as without one. */
+        bool zero = !node->backing || (node->backing != base && offset >= node_length(node->backing));
+        if (zero || node->backing == base) {
+            extent->flags = zero ? NODE_STATUS_ZERO | (flags & NODE_STATUS_OFFSET) : 0;
             extent->file = node->file;
             return 0;
         }

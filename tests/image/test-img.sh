@@ -109,6 +109,10 @@ qemu-img create -q -f qcow2 -o extended_l2=on -b base.qcow2 -F qcow2 sub.qcow2
 fill sub.qcow2 30
 ok "map of subclusters over a backing file" bash -c "$(declare -f same_json); img='$img'; same_json map sub.qcow2"
 ok "map of a part" bash -c "$(declare -f same_json); img='$img'; same_json map --start-offset=100k --max-length=1M top.qcow2"
+qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 longer.qcow2 6M
+qemu-img create -q -f qcow2 -b longer.qcow2 -F qcow2 longest.qcow2 7M
+qemu-io -c 'write -P 3 5M 64k' longest.qcow2 >/dev/null
+ok "map behind the ends of shorter backing files" bash -c "$(declare -f same_json); img='$img'; same_json map longest.qcow2"
 truncate -s 1000 odd.raw
 truncate -s 70000 odd2.raw
 printf 'not a multiple of 512' >>odd2.raw
