@@ -71,25 +71,28 @@ static int set_queue_size(void *values, const char *value, struct error *err)
     return 0;
 }
 
-static int set_block_size(uint32_t *to, const char *name, const char *value, struct error *err)
+static int set_block_size(uint32_t *to, const char *name, const char *value, uint32_t max, struct error *err)
 {
     uint64_t n;
-    if (cmd_parse_size(value, &n) < 0 || n < 512 || n > 2u << 20 || (n & (n - 1)))
-        return error_set(err, -EINVAL, "--%s=%s: not a power of two from 512 to 2M", name, value);
+    if (cmd_parse_size(value, &n) < 0 || n < 512 || n > max || (n & (n - 1)))
+        return error_set(err, -EINVAL, "--%s=%s: not a power of two from 512 to %u", name, value, max);
     *to = (uint32_t)n;
     return 0;
 }
 
+#define LOGICAL_BLOCK_MAX  (64u << 10) /* what virtio_blk_create takes */
+#define PHYSICAL_BLOCK_MAX (2u << 20)
+
 static int set_logical(void *values, const char *value, struct error *err)
 {
     return set_block_size(&((struct cmd_device_options *)values)->device.logical_block_size,
-                          "logical-block-size", value, err);
+                          "logical-block-size", value, LOGICAL_BLOCK_MAX, err);
 }
 
 static int set_physical(void *values, const char *value, struct error *err)
 {
     return set_block_size(&((struct cmd_device_options *)values)->device.physical_block_size,
-                          "physical-block-size", value, err);
+                          "physical-block-size", value, PHYSICAL_BLOCK_MAX, err);
 }
 
 static int set_serial(void *values, const char *value, struct error *err)
@@ -252,8 +255,8 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"poll-max-ns", "N", "ceiling of adaptive polling in nanoseconds (default 32768); 0 turns it off", CMD_COUNT64, AT(poll_max_ns), 0, 1000000000},
     {"request-merging", "on|off", "make one request of those that touch on disk (default on)", CMD_ON_OFF, AT(device.request_merging)},
     {"serial", "S", "the disk's serial, at most 20 bytes", CMD_CALL, .set = set_serial},
-    {"logical-block-size", "B", "as the guest sees it (default 512)", CMD_CALL, .set = set_logical},
-    {"physical-block-size", "B", "as the guest sees it (default: the logical one)", CMD_CALL, .set = set_physical},
+    {"logical-block-size", "B", "as the guest sees it, a power of two, 512 to 65536 (default 512)", CMD_CALL, .set = set_logical},
+    {"physical-block-size", "B", "as the guest sees it, a power of two, up to 2M (default: the logical one)", CMD_CALL, .set = set_physical},
     {"discard", "MODE", "unmap (default) or ignore", CMD_CHOICE, AT(ignore_discard), .choices = discard_names},
     {"detect-zeroes", "MODE", "off (default), on (zeroes are stored as such) or unmap (and may be deallocated)", CMD_CHOICE, AT(open.detect_zeroes), .choices = detect_zeroes_names},
     {"rerror", "POLICY", "when a read fails: report (default), ignore or stop (park it until `resume` on the control socket)", CMD_CALL, .set = set_rerror},
@@ -286,6 +289,17 @@ void cmd_device_options_init(struct cmd_device_options *o)
     };
 }
 
+int cmd_device_not_image(const struct cmd_device_options *o, const char *option, const char *path,
+                         struct error *err)
+{
+    struct stat image, st;
+    if (!path || !o->blk_file || stat(o->blk_file, &image) < 0 || stat(path, &st) < 0 ||
+        image.st_dev != st.st_dev || image.st_ino != st.st_ino)
+        return 0;
+    return error_set(err, -EINVAL, "--%s=%s: is the image, which would be overwritten (name another file)",
+                     option, path);
+}
+
 int cmd_device_options_check(struct cmd_device_options *o, struct error *err)
 {
     bool null = o->open.format && strcmp(o->open.format, "null") == 0;
@@ -296,8 +310,13 @@ int cmd_device_options_check(struct cmd_device_options *o, struct error *err)
         return error_set(err, -EINVAL, "--format=null: its capacity is missing (add --size=BYTES)");
     if (!null && o->size)
         return error_set(err, -EINVAL, "--size: only a null image takes it (an image file has its own)");
+    if (!null && o->null_reads)
+        return error_set(err, -EINVAL, "--null-reads: only a null image takes it (add --format=null)");
     if (!null && !o->blk_file)
         return error_set(err, -EINVAL, "no image given (add --blk-file=PATH, or --format=null --size=BYTES)");
+    if (cmd_device_not_image(o, "audit", o->audit_file, err) < 0 ||
+        cmd_device_not_image(o, "log-writes", o->open.log_writes, err) < 0)
+        return -EINVAL;
     if (!o->device.physical_block_size)
         o->device.physical_block_size = o->device.logical_block_size;
     if (o->device.physical_block_size < o->device.logical_block_size)

@@ -170,7 +170,7 @@ static int unknown_option(const char *word, const struct cmd_option_table *table
     for (const struct cmd_option_table *t = tables; t->options; t++) {
         for (const struct cmd_option *o = t->options; o->name; o++) {
             unsigned d = edit_distance(name, o->name);
-            if (d < distance) {
+            if (d < distance && d < strlen(name)) { /* something of it has to be there */
                 distance = d;
                 best = o->name;
             }

@@ -130,7 +130,14 @@ static int parse_command_line(struct program *p, int argc, char **argv)
                                          : "where is the front end? (add --socket-path=PATH or --fd=N)");
         return usage_error(&err);
     }
-    if (cmd_device_options_check(&p->device_options, &err) < 0)
+    if (p->options.socket_path && p->options.control &&
+        strcmp(p->options.socket_path, p->options.control) == 0) {
+        error_set(&err, -EINVAL, "--control=%s: is the front ends' socket, too (choose another path for one)",
+                  p->options.control);
+        return usage_error(&err);
+    }
+    if (cmd_device_options_check(&p->device_options, &err) < 0 ||
+        cmd_device_not_image(&p->device_options, "trace", p->options.trace, &err) < 0)
         return usage_error(&err);
     /* An image that is taken over later finds no file there: none is opened after the start. */
     const char **survive_dir = &p->device_options.open.survive_dir;

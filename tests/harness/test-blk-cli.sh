@@ -77,6 +77,15 @@ ok "handover and survive exclude each other" says 2 "exclude each other" --socke
 ok "a directory to survive in that is none" says 2 "neither a directory nor off" --socket-path="$sock" --survive="$image" "$image"
 ok "null without a size" says 2 "--size=BYTES" --socket-path="$sock" --format=null
 ok "null with a file" says 2 "needs no file" --socket-path="$sock" --format=null --size=1M "$image"
+ok "what a null image reads, for a file" says 2 "only a null image" --socket-path="$sock" --null-reads=nothing "$image"
+ok "a block size that no device has, at once" says 2 "from 512 to 65536" --logical-block-size=1M "$image"
+ok "a word with nothing of an option in it is no typing mistake of one" says 2 "(see --help)" --b "$image"
+ok "one path for both sockets" says 2 "is the front ends' socket, too" --socket-path="$sock" --control="$sock" "$image"
+for option in trace audit log-writes; do
+    ok "the image is not overwritten by --$option" says 2 "--$option=$tmp/./disk.raw: is the image" --socket-path="$sock" \
+        --$option="$tmp/./disk.raw" "$image"
+done
+ok "and is as it was" test "$(stat -c %s "$image")" = 4194304
 ok "a size for a file" says 2 "only a null image" --socket-path="$sock" --size=1M "$image"
 
 # --- what is in the way: status 1
