@@ -154,6 +154,11 @@ static json_t *coroutine_fn command_resize(struct control_options *c, const json
                   c->device->options.device.logical_block_size);
         return NULL;
     }
+    /* The zones are laid out once, and so is the file that keeps their states. */
+    if (c->device->options.device.zoned.zone_sectors) {
+        error_set(err, -ENOTSUP, "a zoned disk keeps its size");
+        return NULL;
+    }
     if (!image_is_here(c, err))
         return NULL;
     int ret = blk_co_resize(c->device->blk, bytes, err);

@@ -169,15 +169,14 @@ static int check_header(const struct zoned *zoned, const struct state_header *he
                         struct error *err)
 {
     if (memcmp(header->magic, STATE_MAGIC, sizeof(header->magic)) != 0)
-        return error_set(err, -EINVAL, "%s: not a file of zone states (remove it to start with empty zones)",
-                         path);
+        return error_set(err, -EINVAL, "%s: not a file of zone states (name another, or a new one)", path);
     if (le64_get(header->capacity) != zoned->capacity ||
         le32_get(header->zone_sectors) != zoned->zone_sectors ||
         le32_get(header->conventional_zones) != zoned->conventional ||
         le32_get(header->num_zones) != zoned->num_zones)
         return error_set(err, -EINVAL,
                          "%s: zone states of another disk: %" PRIu64 " sectors, zones of %u, %u conventional "
-                         "(remove it to start with empty zones)",
+                         "(serve that disk; with a new file all zones are empty)",
                          path, le64_get(header->capacity), le32_get(header->zone_sectors),
                          le32_get(header->conventional_zones));
     return 0;
@@ -306,8 +305,9 @@ static int load_state_file(struct zoned *zoned, int fd, uint64_t bytes, const ch
     if (bytes < zones_bytes(zoned) || bytes - zones_bytes(zoned) > PLACES_MAX * sizeof(struct state_place) ||
         pread(fd, &header, sizeof(header), 0) != sizeof(header))
         return error_set(err, -EINVAL,
-                         "%s: zone states of another disk, or cut short (%zu bytes are expected)", path,
-                         zoned->mapping_bytes);
+                         "%s: not the states of this disk's zones, or cut short: %" PRIu64
+                         " bytes, %zu are expected (name another, or a new one)",
+                         path, bytes, zoned->mapping_bytes);
     result = check_header(zoned, &header, path, err);
     if (result < 0)
         return result;
@@ -331,7 +331,7 @@ static int map_state_file(struct zoned *zoned, const char *path, struct error *e
     int result, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
     if (fd < 0)
-        return error_set(err, -errno, "%s: %s", path, strerror(errno));
+        return error_set(err, -errno, "%s: cannot keep the zones' states: %s", path, strerror(errno));
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
         close(fd);
         return error_set(err, -EINVAL, "%s: not a regular file", path);
