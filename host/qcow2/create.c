@@ -64,7 +64,8 @@ static int check_options(const struct qcow2_create_options *o, struct error *err
         {o->backing_file && o->preallocation != QCOW2_PREALLOCATION_OFF && !o->extended_l2,
          "a backing file and preallocation can only go together with extended L2 entries"},
         {o->encrypt_format && strcmp(o->encrypt_format, "luks") != 0, "luks is the only encryption format"},
-        {o->encrypt_format && !o->luks.secret_file, "encryption needs a file with the secret"},
+        {o->encrypt_format && !o->luks.secret_file,
+         "encryption needs a file with the passphrase (--secret-file)"},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
         if (rules[i].bad)

@@ -51,24 +51,27 @@ static ssize_t read_some(int fd, uint8_t *to, size_t bytes)
     return n;
 }
 
-/* What came out of a pipe, which gives it once: it is asked for again by the image below, by an image that
- * was just made, and when another process has had the image. Kept until the process ends. */
+/* The passphrase that was read last. It is asked for again by the image below, by an image that was just
+ * made, and when another process has had the image; but a pipe gives it once, and a process that has confined
+ * itself opens no file any more. Kept until the process ends. */
 static struct {
     pthread_mutex_t lock;
     char *path;
+    bool once; /* came from where nothing is left to read */
     uint8_t secret[SECRET_MAX];
     size_t bytes;
-} piped = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} last = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static void remember_piped(const char *path, const uint8_t *secret, size_t bytes)
+static void remember(const char *path, const uint8_t *secret, size_t bytes, bool once)
 {
-    free(piped.path);
-    piped.path = strdup(path);
-    memcpy(piped.secret, secret, bytes);
-    piped.bytes = bytes;
+    free(last.path);
+    last.path = strdup(path);
+    last.once = once;
+    memcpy(last.secret, secret, bytes);
+    last.bytes = bytes;
 }
 
-/* BUF has SECRET_MAX + 1 bytes. Under the lock of what is piped. */
+/* BUF has SECRET_MAX + 1 bytes. Under the lock of what was read last. */
 static int read_secret(const char *path, uint8_t *buf, size_t *bytes, struct error *err)
 {
     struct stat st;
@@ -84,11 +87,25 @@ static int read_secret(const char *path, uint8_t *buf, size_t *bytes, struct err
         ret = error_set(err, -EINVAL, "secret file '%s' has more than %u bytes", path, SECRET_MAX);
     else if (*bytes == 0)
         ret = error_set(err, -EINVAL, "secret file '%s' is empty", path);
-    else if (!S_ISREG(st.st_mode))
-        remember_piped(path, buf, *bytes);
+    else
+        remember(path, buf, *bytes, !S_ISREG(st.st_mode));
     if (fd >= 0)
         close(fd);
     return ret;
+}
+
+/* The same; what can't be opened any more is taken as it was. */
+static int read_or_recall(const char *path, uint8_t *buf, size_t *bytes, struct error *err)
+{
+    struct error failure = {""};
+    bool known = last.path && strcmp(last.path, path) == 0;
+    int ret = known && last.once ? -ESPIPE : read_secret(path, buf, bytes, &failure);
+    if (ret < 0 && ret != -EINVAL && known) {
+        memcpy(buf, last.secret, last.bytes);
+        *bytes = last.bytes;
+        return 0;
+    }
+    return ret < 0 ? error_set(err, ret, "%s", failure.text) : 0;
 }
 
 int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct error *err)
@@ -104,15 +121,9 @@ int luks_read_secret(const char *path, uint8_t **secret, size_t *bytes, struct e
         error_set(err, -ENOMEM, "out of memory");
         return -ENOMEM;
     }
-    int ret = 0;
-    pthread_mutex_lock(&piped.lock);
-    if (piped.path && strcmp(piped.path, path) == 0) {
-        memcpy(buf, piped.secret, piped.bytes);
-        *bytes = piped.bytes;
-    } else {
-        ret = read_secret(path, buf, bytes, err);
-    }
-    pthread_mutex_unlock(&piped.lock);
+    pthread_mutex_lock(&last.lock);
+    int ret = read_or_recall(path, buf, bytes, err);
+    pthread_mutex_unlock(&last.lock);
     if (ret < 0) {
         explicit_bzero(buf, SECRET_MAX + 1);
         free(buf);

@@ -193,6 +193,35 @@ ok "null, 64 queues on 4 threads" wait_for 10 asks "$sock"
 stop five INT
 ok "SIGINT ends it with 0" test "$stopped" = 0
 
+# A zoned disk keeps its size: the file of its states would be that of another disk.
+start zoned "$blk" --socket-path="$sock" --control="$tmp/control" --zoned=zone-size=1M,state="$tmp/zones" "$image"
+wait_for 10 up "$tmp/control"
+ok "a zoned disk is not resized" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"16M\"}' |
+    jq -en 'input | .error | test(\"keeps its size\")'"
+stop zoned
+ok "nor is its file" test "$(stat -c %s "$image")" = 8388608
+ok "and its states can be used again" timeout 60 "$bin/ringside" info --blk-file="$image" --zoned=zone-size=1M,state="$tmp/zones"
+ok "states of other zones say whose they are" says 1 "zone states of another disk: 16384 sectors" --socket-path="$sock" \
+    --zoned=zone-size=2M,state="$tmp/zones" "$image"
+head -c 100000 /dev/zero >"$tmp/other-file"
+ok "a file of something else is not to be removed" says 1 "(name another, or a new one)" --socket-path="$sock" \
+    --zoned=zone-size=1M,state="$tmp/other-file" "$image"
+
+# An encrypted image; over a handover its passphrase is not read again: no file can be opened then.
+printf secret >"$tmp/secret"
+printf wrong >"$tmp/wrong"
+"$bin/ringside-img" create -q -f qcow2 -o encrypt.format=luks,encrypt.iter-time=10 --secret-file="$tmp/secret" "$tmp/luks.qcow2" 8M
+ok "an encrypted image asks for its passphrase" says 1 "(--secret-file)" --socket-path="$sock" "$tmp/luks.qcow2"
+ok "a wrong one" says 1 "opens none of the image's key slots" --socket-path="$sock" --secret-file="$tmp/wrong" "$tmp/luks.qcow2"
+start luks "$blk" --socket-path="$sock" --handover --secret-file="$tmp/secret" "$tmp/luks.qcow2"
+wait_for 10 up
+verified() { timeout 60 "$bin/ringside" verify --device="$sock" --ops=50 --span=4m; }
+ok "with the right one it is served" verified
+rm "$tmp/secret"
+ok "and again when it comes back, the file gone" verified
+stop luks
+ok "it ends with 0" test "$stopped" = 0
+
 # Threads on CPUs: the list begins anew for a third thread.
 pinned() { # thread, CPU
     local task
