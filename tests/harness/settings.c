@@ -269,9 +269,12 @@ int settings_parse(struct settings *settings, const char *command, unsigned grou
         if (code)
             return code;
     }
-    if (settings->device && strcmp(settings->device, "own") != 0 && settings->device_option_count)
-        return usage(command, "is an option of our own device, and --device names another",
-                     settings->device_options[0]);
+    if (settings->device && strcmp(settings->device, "own") != 0 && settings->device_option_count) {
+        char option[300];
+
+        snprintf(option, sizeof option, "--%s", settings->device_options[0]);
+        return usage(command, "is an option of our own device, and --device names another", option);
+    }
     return 0;
 }
 

@@ -265,7 +265,7 @@ static void print_result(const struct verify *v)
         json_dumpf(result, stdout, JSON_INDENT(2));
         putchar('\n');
     } else {
-        const char *name;
+        const char *name, *separator = " (";
         json_t *value;
 
         printf("%s: %" PRIu64 " requests, %" PRIu64 " MiB read and written",
@@ -274,11 +274,12 @@ static void print_result(const struct verify *v)
             printf(", %" PRIu64 " failed", failed);
         if (v->rig->transport && v->rig->transport->reconnects)
             printf(", %" PRIu64 " reconnects", v->rig->transport->reconnects);
-        printf(" (");
         json_object_foreach(kinds, name, value)
-            printf("%s%s %lld", value == json_object_get(kinds, "read") ? "" : ", ", name,
-                   (long long)json_integer_value(value));
-        printf(")\n");
+        {
+            printf("%s%s %lld", separator, name, (long long)json_integer_value(value));
+            separator = ", ";
+        }
+        printf(json_object_size(kinds) ? ")\n" : "\n");
     }
     json_decref(result);
 }
