@@ -186,6 +186,8 @@ static int coroutine_fn file_co_truncate(struct node *node, uint64_t bytes, bool
         int64_t size = host->ops->size(host);
         if (size >= 0 && (exact ? (uint64_t)size == bytes : (uint64_t)size >= bytes))
             return 0;
+        if (size >= 0 && !exact)
+            return error_set(err, -ENOSPC, "%s: has only %lld bytes", node->filename, (long long)size);
         return error_set(err, -ENOTSUP, "%s: is not a regular file: it cannot be resized", node->filename);
     }
     int ret = host->ops->co_truncate(host, bytes, false);

@@ -70,7 +70,7 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
         int64_t slot = table_cache_find(&s->ref, cluster >> s->ref_slice_bits);
         if (slot < 0 || s->ref.slots[slot].state != SLOT_VALID) {
             /* Looking for holes in a large image goes one slice a request; meanwhile it grows at its end. */
-            if (need->scanned && cluster < s->tail_hint) {
+            if (need->scanned && cluster < s->tail_hint && !s->on_device) {
                 cluster = s->tail_hint;
                 from_hint = false;
                 continue;
@@ -87,6 +87,9 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
         if (from_hint)
             s->free_hint = cluster;
     }
+    uint64_t there = s->file_bytes >> s->cluster_bits;
+    if (s->on_device && search.start < there) /* the rest of the run cannot be had, but this much can */
+        search.length = min_u64(search.length, there - search.start);
     uint64_t end = (search.start + search.length) << s->cluster_bits;
     if (end > s->file_bytes) {
         need->kind = QCOW2_NEED_FILE_LENGTH;
@@ -102,7 +105,7 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
         s->tail_hint = search.start + search.length;
     *host = search.start << s->cluster_bits;
     *got = search.length;
-    *fresh = *host >= s->fresh_from;
+    *fresh = qcow2_is_fresh(s, *host);
     s->fresh_from = max_u64(s->fresh_from, end);
     return 0;
 }
@@ -138,7 +141,7 @@ int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint
     uint64_t start = 0, checked = 0;
     if (count >= 1ull << s->refblock_bits) { /* no range of one block has room for it and the block */
         if (fresh)
-            *fresh = true;
+            *fresh = !s->on_device;
         return qcow2_co_alloc_with_blocks(s, count, host);
     }
     int ret = co_alloc_in_hole(s, count, host, fresh);
@@ -146,7 +149,7 @@ int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint
         return ret;
     ret = 0;
     qcow2_lock(s);
-    start = max_u64(s->tail_hint, s->fresh_from >> s->cluster_bits);
+    start = s->on_device ? s->free_hint : max_u64(s->tail_hint, s->fresh_from >> s->cluster_bits);
     for (;;) {
         uint64_t refcount;
         while (checked < count) {
@@ -175,7 +178,7 @@ int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint
             if (ret == 0) {
                 *host = start << s->cluster_bits;
                 if (fresh)
-                    *fresh = *host >= s->fresh_from;
+                    *fresh = qcow2_is_fresh(s, *host);
                 s->fresh_from = max_u64(s->fresh_from, (start + count) << s->cluster_bits);
                 break;
             }

@@ -228,7 +228,7 @@ static int coroutine_fn co_write_image(struct node *file, const char *path,
     int ret = build_header(o, size, l, luks ? &crypto : NULL, buf, err);
     if (ret < 0)
         goto out;
-    ret = node_co_truncate(file, l->used << l->cluster_bits, true, err);
+    ret = node_co_truncate(file, l->used << l->cluster_bits, false, err);
     if (ret < 0)
         goto out;
     if (o->data_file)

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/qcow2/bitmap.h"
 #include "host/qcow2/crypto.h"
@@ -194,6 +195,7 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
     if (ret == 0)
         ret = qcow2_bitmaps_co_open(s, err);
     if (ret == 0) {
+        s->on_device = node->file->host && !S_ISREG(node->file->host->mode);
         s->fresh_from = qcow2_cluster_up(s, s->file_bytes);
         s->tail_hint = s->fresh_from >> s->cluster_bits;
         s->opened_bytes = s->file_bytes;

@@ -197,10 +197,12 @@ struct qcow2 {
     bool exchanging; /* the table names copies (exchange.c): no block is added */
 
     /* allocation [lock] */
-    uint64_t free_hint;     /* cluster: nothing free below it, as far as known */
-    uint64_t tail_hint;     /* cluster: where the end of the image is looked for */
-    uint64_t fresh_from;    /* bytes: from here on the file was never written, and reads as zeroes */
-    uint64_t file_bytes;    /* length of the image file */
+    uint64_t free_hint;  /* cluster: nothing free below it, as far as known */
+    uint64_t tail_hint;  /* cluster: where the end of the image is looked for */
+    uint64_t fresh_from; /* bytes: from here on the file was never written, and reads as zeroes */
+    uint64_t file_bytes; /* length of the image file */
+    bool on_device;      /* it is a block device: nothing in it is known to be zeroes, and its end is no place
+                          * to look for room */
     uint64_t compressed_at; /* bytes: where the next compressed cluster may go on; 0: nowhere */
     bool extending, said_too_far;
     struct co_queue extend_waiters;
@@ -267,6 +269,12 @@ static inline uint64_t min_u64(uint64_t a, uint64_t b)
 static inline uint64_t max_u64(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
+}
+
+/* [lock] Was nothing ever written from HOST on? Then it reads as zeroes. */
+static inline bool qcow2_is_fresh(const struct qcow2 *s, uint64_t host)
+{
+    return !s->on_device && host >= s->fresh_from;
 }
 
 static inline int qcow2_io_error(const struct qcow2 *s)

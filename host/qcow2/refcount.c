@@ -251,7 +251,7 @@ static int coroutine_fn co_new_block(struct qcow2 *s, uint64_t index)
             QCOW2_OL_NONE)
             break;
     }
-    bool fresh = cluster << s->cluster_bits >= s->fresh_from;
+    bool fresh = qcow2_is_fresh(s, cluster << s->cluster_bits);
     qcow2_unlock(s);
     if (cluster == end)
         return -EIO;
@@ -432,7 +432,8 @@ static uint64_t free_range(struct qcow2 *s)
     uint64_t range = s->cluster_bytes << s->refblock_bits, index = s->reftable_entries;
     while (index && !s->reftable[index - 1])
         index--;
-    index = max_u64(index, (s->fresh_from + range - 1) / range);
+    if (!s->on_device)
+        index = max_u64(index, (s->fresh_from + range - 1) / range);
     qcow2_unlock(s);
     return index;
 }
