@@ -67,7 +67,7 @@ uint64_t arch_interrupts(void);
 
 unsigned arch_num_cpus(void);
 unsigned arch_this_cpu(void);
-/* Starts CPU at arch_cpu_main. 0 or -1. */
+/* Starts CPU at cpu_main, all below it being up. 0 or -1. */
 int arch_cpu_start(unsigned cpu);
 /* In common/cpus.c: what a secondary CPU runs when its traps and clock are set up. */
 _Noreturn void cpu_main(unsigned cpu);

@@ -20,6 +20,7 @@ ok "they are of what was asked for" jq -en 'input | .rw == "write" and .bs == 65
 ok "bench on the packed ring, one queue, polling" bench --ring=packed --queues=1 --append="rw=randrw qd=16 requests=500 client=poll"
 ok "it says so" jq -en 'input | .ring == "packed" and .queues == 1 and .client == "poll" and .requests == 500' "$tmp/figures.json"
 ok "kicks are fewer than requests at depth 16" jq -en 'input | .kicks_per_request < 1' "$tmp/figures.json"
+ok "bench on four queues, each on a CPU of its own" bench --queues=4 --append="rw=randread qd=4 requests=200"
 bench_usage() {
     boot --app=bench --image="$tmp/disk.qcow2" --append="$1" | tee "$tmp/usage"
     [ "${PIPESTATUS[0]}" -eq 2 ]

@@ -40,9 +40,11 @@ int machine_run_on_cpu(unsigned index, void (*function)(void *arg), void *arg)
 {
     if (index == 0 || index >= machine_num_cpus() || __atomic_load_n(&cpus[index].function, __ATOMIC_ACQUIRE))
         return -1;
-    if (!cpus[index].up && arch_cpu_start(index) != 0)
-        return -1;
-    cpus[index].up = true;
+    for (unsigned i = 1; i <= index; i++) { /* they come up in their order only */
+        if (!cpus[i].up && arch_cpu_start(i) != 0)
+            return -1;
+        cpus[i].up = true;
+    }
     cpus[index].arg = arg;
     __atomic_store_n(&cpus[index].function, function, __ATOMIC_RELEASE); /* read by cpu_main */
     return 0;
