@@ -249,6 +249,7 @@ static void run(struct bench *bench, struct bench_result *result)
         pthread_join(bench->workers[q].thread, NULL);
     measure_close(&measure);
 
+    result->device.has_cpu = result->device.has_cpu && before.has_cpu;
     result->device.cpu_ns -= before.cpu_ns;
     result->device.syscalls -= before.syscalls;
     result->device.allocations -= before.allocations;
@@ -278,10 +279,14 @@ static json_t *describe(const struct bench *bench, const struct bench_result *r)
     static const char *const clients[] = {"poll", "sleep", "yield"};
     const struct settings *s = bench->settings;
     double seconds = (double)r->ns / 1e9;
-    json_t *device =
-        json_pack("{s:f, s:f}", "cpu_seconds", (double)r->device.cpu_ns / 1e9, "iops_per_cpu_second",
-                  r->device.cpu_ns ? (double)r->done * 1e9 / (double)r->device.cpu_ns : 0.0);
+    json_t *device = json_object();
 
+    if (r->device.has_cpu) {
+        json_object_set_new(device, "cpu_seconds", json_real((double)r->device.cpu_ns / 1e9));
+        json_object_set_new(
+            device, "iops_per_cpu_second",
+            json_real(r->device.cpu_ns ? (double)r->done * 1e9 / (double)r->device.cpu_ns : 0.0));
+    }
     if (r->device.has_syscalls)
         json_object_set_new(device, "syscalls_per_request", json_real(per(r->device.syscalls, r->done)));
     if (r->device.has_interposed) {
@@ -332,8 +337,11 @@ static void print_text(const json_t *all)
     if (json_object_get(device, "allocations"))
         printf(", %.4f heap allocations, %.4f locks", real_at(device, "allocations_per_request"),
                real_at(device, "locks_per_request"));
-    printf("\ndevice: %.3f CPU seconds, %.0f operations per CPU second\n", real_at(device, "cpu_seconds"),
-           real_at(device, "iops_per_cpu_second"));
+    if (json_object_get(device, "cpu_seconds"))
+        printf("\ndevice: %.3f CPU seconds, %.0f operations per CPU second\n", real_at(device, "cpu_seconds"),
+               real_at(device, "iops_per_cpu_second"));
+    else
+        printf("\ndevice: not measured, its process has ended meanwhile\n");
 }
 
 static bool workers_make(struct bench *bench)

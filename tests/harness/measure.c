@@ -114,9 +114,13 @@ static uint64_t cpu_clock_ns(pid_t id, bool thread)
 void measure_read(const struct measure *measure, struct measure_figures *figures)
 {
     memset(figures, 0, sizeof(*figures));
+    figures->has_cpu = true;
     figures->has_syscalls = measure->threads > 0;
-    if (measure->pid)
+    if (measure->pid) {
         figures->cpu_ns = cpu_clock_ns(measure->pid, false);
+        figures->has_cpu = figures->cpu_ns > 0;
+        figures->has_syscalls = figures->has_syscalls && figures->has_cpu;
+    }
     for (unsigned i = 0; i < measure->threads; i++) {
         uint64_t count = 0;
 

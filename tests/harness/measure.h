@@ -20,6 +20,7 @@ struct measure {
 
 struct measure_figures {
     uint64_t cpu_ns;
+    bool has_cpu; /* the process that is measured is still there */
     bool has_syscalls, has_interposed;
     uint64_t syscalls, allocations, locks;
 };

@@ -182,6 +182,21 @@ start three "$blk" --socket-path="$sock" "$image"
 wait_for 10 up
 stop three KILL
 ok "after a kill the socket is left over" up
+# A load that goes on with the next process: the one that was measured has ended.
+start before "$blk" --socket-path="$sock" --format=null --size=1G
+wait_for 10 up
+timeout 60 "$bin/ringside" bench --device="$sock" --inflight=on --reconnect=on --client=sleep --qd=1 --runtime=3 >"$tmp/bench" 2>&1 &
+load=$!
+connected() { [ "$(grep -c "$sock" /proc/net/unix)" -gt 1 ]; }
+wait_for 10 connected
+sleep 0.6 # a moment into what is measured
+stop before KILL
+start after "$blk" --socket-path="$sock" --format=null --size=1G
+wait $load
+ok "a load survives a kill" test $? = 0
+ok "and has no figures of a process that is gone" grep -q "^device: not measured" "$tmp/bench"
+ok_not "nor of system calls" grep "system calls of the device" "$tmp/bench"
+stop after KILL
 start four "$blk" --socket-path="$sock" --once "$image"
 ok "which does not hinder the next" wait_for 10 asks "$sock"
 wait "${started[four]}"
