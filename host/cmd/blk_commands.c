@@ -59,7 +59,7 @@ static json_t *stats_operation(const struct blk_op_stats *s)
     X(interrupts)        \
     X(popped)            \
     X(completed)         \
-    X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) X(broken) X(stalls)
+    X(batches) X(merges) X(merged_requests) X(errors) X(unsupported) X(invalid) X(broken) X(stalls) X(parked)
 
 static json_t *stats_queue(struct virtio_blk *device, unsigned index)
 {

@@ -171,6 +171,7 @@ struct virtio_blk_queue_stats {
     uint64_t merges, merged_requests; /* merged into so many; requests that went into those */
     uint64_t errors, unsupported, invalid, broken;
     uint64_t stalls; /* times that fetching had to wait for a completion */
+    uint64_t parked; /* requests that wait now, by the error policy */
 };
 /* Any thread; a snapshot, may be torn. */
 void virtio_blk_queue_stats(struct virtio_blk *device, unsigned index, struct virtio_blk_queue_stats *stats);

@@ -49,6 +49,7 @@ bool virtio_blk_failed(struct virtio_blk_request *request, int result, uint8_t *
         }
         request->merged_next = queue->parked;
         queue->parked = request;
+        STAT_ADD(queue, parked, 1);
         if (device->events.stopped)
             device->events.stopped(device->events.opaque, queue->index, result);
         return false;
@@ -64,6 +65,7 @@ static struct virtio_blk_request *take_parked(struct virtio_blk_queue *queue)
     struct virtio_blk_request *list = queue->parked, *oldest_first = NULL;
 
     queue->parked = NULL;
+    __atomic_store_n(&queue->stats.parked, 0, __ATOMIC_RELAXED);
     while (list) {
         struct virtio_blk_request *next = list->merged_next;
 

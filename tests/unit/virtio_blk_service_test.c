@@ -108,6 +108,7 @@ static void everything_can_be_stopped_and_resumed(void **state)
     static const uint32_t types[] = {VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH,
                                      VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD};
     struct rig_request requests[5];
+    struct virtio_blk_queue_stats stats;
 
     start(state, (struct rig_options){.device = {.write_error = VIRTIO_BLK_STOP, .request_merging = true}});
     fail_everything(-EIO);
@@ -124,11 +125,15 @@ static void everything_can_be_stopped_and_resumed(void **state)
     rig_kick(0);
     assert_int_equal(rig.stops, 5);
     assert_int_equal(used(), 0);
+    virtio_blk_queue_stats(rig.device, 0, &stats);
+    assert_int_equal(stats.parked, 5);
     fake.error = 0;
     fake.num_calls = 0;
     virtio_blk_resume(rig.device);
     rig_settle();
     assert_int_equal(used(), 5);
+    virtio_blk_queue_stats(rig.device, 0, &stats);
+    assert_int_equal(stats.parked, 0);
     for (unsigned i = 0; i < 5; i++)
         assert_int_equal(rig_status(requests[i].status), 0);
     assert_int_equal(fake.num_calls, 7);
