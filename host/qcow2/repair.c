@@ -160,11 +160,26 @@ static bool range_in_use(const struct check *check, uint64_t index, const struct
     return false;
 }
 
+/* Where the new structures go: behind all that is referred to, and the old ones, which count until the header
+ * names the new ones. */
+static uint64_t rebuild_start(const struct check *check)
+{
+    const struct qcow2 *s = check->s;
+    if (!s->on_device)
+        return max_u64(check->end, check->file_clusters);
+    uint64_t start = max_u64(check->end, (s->reftable_offset >> s->cluster_bits) + s->reftable_clusters);
+    for (uint32_t i = 0; i < s->reftable_entries; i++) {
+        uint64_t block = (s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK) >> s->cluster_bits;
+        if (s->reftable[i] && block < check->file_clusters)
+            start = max_u64(start, block + 1);
+    }
+    return start;
+}
+
 static int plan_rebuild(const struct check *check, struct rebuilt *r)
 {
     struct qcow2 *s = check->s;
-    *r = (struct rebuilt){
-        .start = max_u64(check->end, check->file_clusters), .blocks = 1, .table_clusters = 1};
+    *r = (struct rebuilt){.start = rebuild_start(check), .blocks = 1, .table_clusters = 1};
     for (;;) {
         uint64_t indices = ((r->start + r->blocks + r->table_clusters - 1) >> s->refblock_bits) + 1,
                  blocks = 0;

@@ -42,6 +42,10 @@ for range in '0 1 1' '64M 64M 2' '192M 300M 3' '0 64M 4' '128M 64M 5'; do
 done
 ok "what was written before is there" bash -c "
     '$io' cache=none format=qcow2 $disk 'read 0 64M 4' 'read 64M 64M 2' 'read 128M 64M 5' 'read 192M 300M 3' && qemu-img check -q -f qcow2 $disk"
+printf '\0\0\0\0\0\1\2\3' | dd of="$disk" bs=1 seek=65536 conv=notrunc status=none
+ok "new refcount structures find their place on it" bash -c "
+    ! '$img' check -q -f qcow2 $disk && '$img' check -q -r all -f qcow2 $disk && qemu-img check -q -f qcow2 $disk &&
+    '$io' cache=none format=qcow2 $disk 'read 0 64M 4' 'read 64M 64M 2' 'read 128M 64M 5' 'read 192M 300M 3'"
 ok "snapshots of a larger image" bash -c "'$img' snapshot -c one $disk && '$img' snapshot -c two $disk && '$img' snapshot -d one $disk && qemu-img check -q -f qcow2 $disk"
 ok "a device that is full is ENOSPC" bash -c "
     '$io' cache=none format=qcow2 $disk 'write 1G 300M 6' | tee said; grep ENOSPC said && '$io' format=qcow2 $disk 'read 192M 300M 3' && ! qemu-img check -f qcow2 $disk | grep -i corrupt"
