@@ -165,8 +165,8 @@ static int unknown_option(const char *word, const struct cmd_option_table *table
     char name[64];
     const char *best = NULL;
     unsigned distance = 3; /* what is further away is no typing mistake */
-    word += strspn(word, "-");
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    int len = (int)strcspn(word, "="), dashes = (int)strspn(word, "-");
+    snprintf(name, sizeof name, "%.*s", len - dashes, word + dashes);
     for (const struct cmd_option_table *t = tables; t->options; t++) {
         for (const struct cmd_option *o = t->options; o->name; o++) {
             unsigned d = edit_distance(name, o->name);
@@ -177,8 +177,8 @@ static int unknown_option(const char *word, const struct cmd_option_table *table
         }
     }
     if (best)
-        return error_set(err, -EINVAL, "--%s: no such option (did you mean --%s?)", name, best);
-    return error_set(err, -EINVAL, "--%s: no such option (see --help)", name);
+        return error_set(err, -EINVAL, "%.*s: no such option (did you mean --%s?)", len, word, best);
+    return error_set(err, -EINVAL, "%.*s: no such option (see --help)", len, word);
 }
 
 int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tables, int *first,
@@ -201,7 +201,7 @@ int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tabl
     opterr = 0;
     optind = 0;
     for (;;) {
-        int at = -1, word = optind ? optind : 1;
+        int at = -1;
         int c = getopt_long(argc, argv, ":", all, &at);
         if (c == -1)
             break;
@@ -214,8 +214,11 @@ int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tabl
             return error_set(err, -EINVAL, "--%s: takes no argument", o->name);
         }
         if (c == '?') {
-            const char *bad = optind > 0 && optind <= argc ? argv[optind - 1] : argv[word];
-            return unknown_option(bad, tables, err);
+            /* There are no letters: of a word of several, getopt stands at the first, the word yet to come.
+             */
+            const char letter[] = {'-', (char)optopt, '\0'};
+            bool in_word = optopt && strcmp(argv[optind - 1], letter) != 0 && optind < argc;
+            return unknown_option(argv[in_word ? optind : optind - 1], tables, err);
         }
         if (c < 1000 || c >= 1000 + count)
             continue;

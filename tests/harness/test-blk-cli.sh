@@ -52,6 +52,8 @@ ok "no argument: asks where the front end is" says 2 "add --socket-path=PATH or 
 ok "no image" says 2 "no image given" --socket-path="$sock"
 ok "a typing mistake is told with the right word" says 2 "did you mean --blk-file?" --blk-fiel=x
 ok "an unknown option" says 2 "--colour: no such option" --colour=red
+ok "an unknown letter, as it was typed" says 2 "ringside-blk: -h: no such option (see --help)" -h
+ok "one dash for two" says 2 "ringside-blk: -socket-path: no such option (did you mean --socket-path?)" -socket-path=x
 ok "an option without its argument" says 2 "PATH is missing" --socket-path
 ok "a flag with an argument" says 2 "--read-only: takes no argument" --read-only=yes
 ok "on or off" says 2 "neither on nor off" --request-merging=maybe
