@@ -25,8 +25,11 @@ struct log_writes {
 /* Under the guard. */
 static void put(struct log_writes *lw, const void *data, size_t bytes)
 {
-    if (bytes > 0 && fwrite(data, bytes, 1, lw->log) != 1)
-        lw->failed = true;
+    if (bytes == 0 || fwrite(data, bytes, 1, lw->log) == 1)
+        return;
+    if (!lw->failed)
+        log_message("the log of writes is not complete: %s (what writes fails from now on)", strerror(errno));
+    lw->failed = true;
 }
 
 static void put_record(struct log_writes *lw, const struct log_writes_record *record, struct sg sg,

@@ -172,6 +172,10 @@ done
 fresh 1M
 ok "log-writes: the log has every write, in order" bash -c "
     '$io' format=raw log_writes=log disk.raw 'write 0 512 1' flush 'zero 4096 4096' 'discard 8192 4096' && [ \$(stat -c %s log) -gt 1000 ]"
+ok "log-writes: a log that can't grow is named, once" bash -c "
+    trap '' XFSZ; ulimit -f 8
+    ! '$io' format=raw log_writes=log disk.raw 'write 0 4096 1' 'write 0 4096 2' 'write 0 4096 3' 'write 0 4096 4' 2>said
+    [ \$(grep -c 'log of writes is not complete: File too large' said) = 1 ]"
 ok_not "log-writes: a log that can't be made is an error" "$io" format=raw log_writes=nodir/log disk.raw length
 
 # ---- ringside-img on raw ----
