@@ -230,6 +230,14 @@ int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tabl
     return 0;
 }
 
+int cmd_output_end(int status)
+{
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || errno == EPIPE)
+        return status;
+    log_message("standard output: %s", strerror(errno));
+    return CMD_EXIT_FAILED;
+}
+
 void cmd_options_help(FILE *out, const struct cmd_option_table *tables)
 {
     enum { COLUMN = 34, WIDTH = 100 };

@@ -58,6 +58,10 @@ int cmd_option_set(const struct cmd_option_table *table, const char *name, const
 int cmd_options_parse(int argc, char **argv, const struct cmd_option_table *tables, int *first,
                       struct error *err);
 
+/* Before a program ends with STATUS: that, or CMD_EXIT_FAILED with a sentence if what it has printed could
+ * not be written. A reader who has seen enough is no failure. */
+int cmd_output_end(int status);
+
 /* Two columns, all rows. */
 void cmd_options_help(FILE *out, const struct cmd_option_table *tables);
 

@@ -328,7 +328,7 @@ int main(int argc, char **argv)
     p->signals.fd = -1;
     int status = parse_command_line(p, argc, argv);
     if (status >= 0)
-        return status;
+        return cmd_output_end(status);
     p->loop = loop_create("control", &err);
     int ret = p->loop ? serve(p, &err) : -ENOMEM;
     if (ret < 0)

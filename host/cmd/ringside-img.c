@@ -367,9 +367,5 @@ int main(int argc, char **argv)
     if (loop_run_coroutine(loop, run_entry, &run) < 0)
         log_message("out of memory");
     loop_destroy(loop);
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        log_message("standard output: %s", strerror(errno));
-        return CMD_EXIT_FAILED;
-    }
-    return run.status;
+    return cmd_output_end(run.status);
 }

@@ -71,15 +71,15 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     if (strcmp(word, "--help") == 0 || strcmp(word, "help") == 0) {
         help(stdout);
-        return 0;
+        return cmd_output_end(0);
     }
     if (strcmp(word, "--version") == 0) {
         printf("ringside %s\n", RINGSIDE_VERSION);
-        return 0;
+        return cmd_output_end(0);
     }
     for (size_t i = 0; i < COMMANDS; i++)
         if (strcmp(commands[i].name, word) == 0)
-            return run(i, argc - 1, argv + 1);
+            return cmd_output_end(run(i, argc - 1, argv + 1));
     if (*word)
         log_message("%s: no such command", word);
     help(stderr);

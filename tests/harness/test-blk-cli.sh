@@ -137,6 +137,8 @@ ok "and the sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/contro
 # --- what it says about itself
 ok "--print-capabilities is JSON with type block, whatever else is given" sh -c \
     "'$blk' --nonsense --print-capabilities | jq -en 'input | .type == \"block\" and (.features | index(\"blk-file\")) and (.features | index(\"read-only\"))'"
+full() { "$blk" --print-capabilities >/dev/full; }
+ok_not "capabilities that nobody gets are a failure" full
 ok "--help ends with 0" sh -c "'$blk' --help | grep -q -- --socket-path"
 ok "--version ends with 0" sh -c "'$blk' --version | grep -q '^ringside-blk [0-9]'"
 options() { "$blk" --help | sed -n 's/^  --\([a-z-]*\).*/\1/p' | sort; }

@@ -20,6 +20,16 @@ says() { # text, command...
 r=$bin/ringside
 ok "--help" status 0 "$r" --help
 ok "--version" says "ringside " "$r" --version
+full() { # command... : its words can't be written
+    timeout 60 "$@" >/dev/full
+}
+ok_not "what can't be printed is a failure" full "$r" info
+ok_not "of the help, too" full "$r" --help
+seen_enough() {
+    timeout 60 "$r" bench --help | true
+    [ "${PIPESTATUS[0]}" = 0 ]
+}
+ok "who has seen enough may leave" seen_enough
 ok "no command is a usage error" status 2 "$r"
 ok "a mistyped command is a usage error" status 2 "$r" verfy
 for command in info verify bench trace conform torture sim; do
