@@ -148,6 +148,11 @@ static int parse_command_line(struct program *p, int argc, char **argv)
                   *survive_dir);
         return usage_error(&err);
     }
+    if (p->options.handover && p->device_options.device.zoned.zone_sectors) {
+        error_set(&err, -EINVAL,
+                  "--handover and --zoned exclude each other (the states of zones stay behind)");
+        return usage_error(&err);
+    }
     return -1;
 }
 

@@ -76,6 +76,8 @@ ok "two images" says 2 "there is an image already" --socket-path="$sock" --blk-f
 ok "one image too many" says 2 "one image too many" --socket-path="$sock" "$image" "$image"
 ok "socket-path and fd exclude each other" says 2 "exclude each other" --socket-path="$sock" --fd=3 "$image"
 ok "handover and survive exclude each other" says 2 "exclude each other" --socket-path="$sock" --handover --survive="$tmp" "$image"
+ok "handover and zoned exclude each other" says 2 "states of zones stay behind" --socket-path="$sock" --handover --zoned=zone-size=1M \
+    --format=raw "$image"
 ok "a directory to survive in that is none" says 2 "neither a directory nor off" --socket-path="$sock" --survive="$image" "$image"
 ok "null without a size" says 2 "--size=BYTES" --socket-path="$sock" --format=null
 ok "null with a file" says 2 "needs no file" --socket-path="$sock" --format=null --size=1M "$image"
