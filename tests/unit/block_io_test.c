@@ -19,12 +19,11 @@
 #include "host/block/fresh_stack.h"
 #include "host/block/node.h"
 #include "host/runtime/iothread.h"
-#include "host/runtime/loop.h"
 #include "tests/unit/fake_disk.h"
+#include "tests/unit/loop_rig.h"
 
 #define DISK_BYTES (64u * 1024u)
 
-static struct loop *loop;
 static struct fake_disk disk;
 static struct node *node;
 static uint64_t seed;
@@ -33,18 +32,6 @@ static unsigned below(uint64_t n)
 {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
     return (unsigned)((seed >> 33) % n);
-}
-
-static int setup(void **state)
-{
-    loop = loop_create("test", NULL);
-    return loop ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    loop_destroy(loop);
-    return 0;
 }
 
 /* ---- running pieces of tests as coroutines ---- */

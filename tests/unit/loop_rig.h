@@ -1,5 +1,6 @@
 /*
- * A loop for tests of host/runtime, and what they note of it. Included by one source file of a test program.
+ * A loop for tests of what runs on one, and what they note of it. Included by one source file of a test
+ * program.
  */
 #ifndef RINGSIDE_TESTS_LOOP_RIG_H
 #define RINGSIDE_TESTS_LOOP_RIG_H

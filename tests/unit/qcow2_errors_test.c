@@ -24,28 +24,15 @@
 
 #include "host/block/inject.h"
 #include "host/qcow2/qcow2_state.h"
-#include "host/runtime/loop.h"
 #include "tests/unit/fake_disk.h"
+#include "tests/unit/loop_rig.h"
 
 #define KIB 1024u
 #define MIB (1024u * 1024u)
 
-static struct loop *loop;
 static struct fake_disk disk;
 static struct node *node;
 static struct qcow2 *q;
-
-static int setup(void **state)
-{
-    loop = loop_create("test", NULL);
-    return loop ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    loop_destroy(loop);
-    return 0;
-}
 
 /* ---- what is done ---- */
 

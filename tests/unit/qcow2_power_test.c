@@ -21,27 +21,14 @@
 #include <unistd.h>
 
 #include "host/qcow2/qcow2_state.h"
-#include "host/runtime/loop.h"
 #include "tests/unit/fake_disk.h"
+#include "tests/unit/loop_rig.h"
 
 #define SIZE (512u << 10)
 #define ROOM (16u << 20) /* of an image file */
 
-static struct loop *loop;
 static struct fake_disk disk;
 static struct node *node;
-
-static int setup(void **state)
-{
-    loop = loop_create("test", NULL);
-    return loop ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    loop_destroy(loop);
-    return 0;
-}
 
 struct change {
     const char *name;

@@ -20,28 +20,15 @@
 #include <unistd.h>
 
 #include "host/qcow2/qcow2_state.h"
-#include "host/runtime/loop.h"
 #include "tests/unit/fake_disk.h"
+#include "tests/unit/loop_rig.h"
 
 #define CLUSTER   4096u
 #define STEPS_MAX 24u
 #define SIZE      (1u << 20)
 
-static struct loop *loop;
 static struct fake_disk disk;
 static struct node *node;
-
-static int setup(void **state)
-{
-    loop = loop_create("test", NULL);
-    return loop ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    loop_destroy(loop);
-    return 0;
-}
 
 static void open_image(bool check_only)
 {

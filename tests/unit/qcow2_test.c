@@ -18,38 +18,25 @@
 #include <unistd.h>
 
 #include "host/qcow2/qcow2_state.h"
-#include "host/runtime/loop.h"
 #include "tests/unit/fake_disk.h"
-
-static struct loop *loop;
-
-static int setup(void **state)
-{
-    loop = loop_create("test", NULL);
-    return loop ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    loop_destroy(loop);
-    return 0;
-}
+#include "tests/unit/loop_rig.h"
 
 /* ---- refcount widths (E1) ---- */
 
 static void widths(void **state)
 {
     uint8_t block[512];
-    for (unsigned order = 0; order <= 6; order++) {
-        uint64_t max = order == 6 ? UINT64_MAX : (1ull << (1u << order)) - 1, entries = 4096u >> order;
+    for (unsigned refcount_order = 0; refcount_order <= 6; refcount_order++) {
+        uint64_t max = refcount_order == 6 ? UINT64_MAX : (1ull << (1u << refcount_order)) - 1,
+                 entries = 4096u >> refcount_order;
         memset(block, 0xff, sizeof(block));
         for (uint64_t i = 0; i < entries; i++)
-            assert_int_equal(qcow2_refcount_get_raw(block, order, i), max);
+            assert_int_equal(qcow2_refcount_get_raw(block, refcount_order, i), max);
         for (uint64_t i = 0; i < entries; i += 3) {
-            qcow2_refcount_set_raw(block, order, i, i & max);
-            assert_int_equal(qcow2_refcount_get_raw(block, order, i), i & max);
+            qcow2_refcount_set_raw(block, refcount_order, i, i & max);
+            assert_int_equal(qcow2_refcount_get_raw(block, refcount_order, i), i & max);
             if (i + 1 < entries)
-                assert_int_equal(qcow2_refcount_get_raw(block, order, i + 1), max);
+                assert_int_equal(qcow2_refcount_get_raw(block, refcount_order, i + 1), max);
         }
     }
     memset(block, 0, sizeof(block));
