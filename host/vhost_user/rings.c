@@ -108,18 +108,27 @@ void event_fd_tell(int fd)
     }
 }
 
-void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
+/* Has the device stop a ring that it serves, for good or for a while. False: it served none. */
+static bool coroutine_fn ring_halt(struct vhost_user_connection *c, unsigned index,
+                                   void coroutine_fn (*halt)(struct virtio_blk *device, unsigned index,
+                                                             uint16_t *avail, uint16_t *used))
 {
     struct vring *r = &c->rings[index];
     struct let_go let_go;
     uint16_t avail = 0, used = 0;
     if (!r->runs)
-        return;
+        return false;
     let_go_begin(&let_go, c);
-    virtio_blk_co_queue_pause(c->options->device, index, &avail, &used);
+    halt(c->options->device, index, &avail, &used);
     let_go_end(&let_go);
     ring_was_at(c, r, avail, used);
-    r->paused = true;
+    return true;
+}
+
+void coroutine_fn ring_pause(struct vhost_user_connection *c, unsigned index)
+{
+    if (ring_halt(c, index, virtio_blk_co_queue_pause))
+        c->rings[index].paused = true;
 }
 
 /* What was parked over a pause is of no use to a ring that is set up anew. */
@@ -137,15 +146,7 @@ void rings_forget_parked(struct vhost_user_connection *c)
 
 static void coroutine_fn ring_end(struct vhost_user_connection *c, unsigned index)
 {
-    struct vring *r = &c->rings[index];
-    struct let_go let_go;
-    uint16_t avail = 0, used = 0;
-    if (!r->runs)
-        return;
-    let_go_begin(&let_go, c);
-    virtio_blk_co_queue_stop(c->options->device, index, &avail, &used);
-    let_go_end(&let_go);
-    ring_was_at(c, r, avail, used);
+    ring_halt(c, index, virtio_blk_co_queue_stop);
 }
 
 /* To be set up or enabled again before it is served: nothing is left waiting but in the front end's inflight
