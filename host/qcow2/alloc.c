@@ -51,6 +51,24 @@ static bool search_slice(struct qcow2 *s, uint32_t slot, uint64_t cluster, uint6
     return enough;
 }
 
+/* Clusters are allocated next to each other, so the file grows by little at a time. Refcounts that say that
+ * all of some TiB behind its end is in use are a damaged image's (leaked clusters, at best): the file does
+ * not follow them. */
+static bool too_far(const struct qcow2 *s, uint64_t bytes)
+{
+    return bytes / 2 > s->file_bytes + (2ull << 30);
+}
+
+/* The same for where room is looked for: *NEED leads to the one who says so. */
+static bool is_too_far(const struct qcow2 *s, uint64_t cluster, struct qcow2_need *need)
+{
+    if (!too_far(s, cluster << s->cluster_bits))
+        return false;
+    need->kind = QCOW2_NEED_FILE_LENGTH;
+    need->key = (cluster + 1) << s->cluster_bits;
+    return true;
+}
+
 int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_t *got, bool *fresh,
                          struct qcow2_need *need)
 {
@@ -61,6 +79,8 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
     for (;;) {
         if (cluster > QCOW2_L2_OFFSET_MASK >> s->cluster_bits)
             return -EFBIG;
+        if (is_too_far(s, cluster, need))
+            return -EAGAIN;
         uint64_t index = cluster >> s->refblock_bits;
         if (index >= s->reftable_entries || !s->reftable[index]) {
             need->kind = QCOW2_NEED_REFCOUNT_BLOCK;
@@ -84,8 +104,11 @@ int qcow2_alloc_clusters(struct qcow2 *s, uint64_t want, uint64_t *host, uint64_
         if (search.length)
             break;
         cluster = (cluster | mask) + 1;
+        /* What was seen to be full is not looked through again: the cache may not hold all of it. */
         if (from_hint)
             s->free_hint = cluster;
+        else
+            s->tail_hint = cluster;
     }
     uint64_t there = s->file_bytes >> s->cluster_bits;
     if (s->on_device && search.start < there) /* the rest of the run cannot be had, but this much can */
@@ -153,7 +176,9 @@ int coroutine_fn qcow2_co_alloc_contiguous(struct qcow2 *s, uint64_t count, uint
     for (;;) {
         uint64_t refcount;
         while (checked < count) {
-            ret = qcow2_refcount_get(s, start + checked, &refcount, &need);
+            ret = is_too_far(s, start + checked, &need)
+                      ? -EAGAIN
+                      : qcow2_refcount_get(s, start + checked, &refcount, &need);
             if (ret < 0)
                 break;
             if (refcount || qcow2_overlap_check(s, (start + checked) << s->cluster_bits, s->cluster_bytes,
@@ -208,14 +233,6 @@ void coroutine_fn qcow2_co_unalloc(struct qcow2 *s, uint64_t host, uint64_t coun
 static uint64_t step_ahead(const struct qcow2 *s)
 {
     return min_u64(max_u64(s->file_bytes / 3, 4u << 20), 256u << 20);
-}
-
-/* Clusters are allocated next to each other, so the file grows by little at a time. Refcounts that say that
- * all of some TiB behind its end is in use are a damaged image's (leaked clusters, at best): the file does
- * not follow them. */
-static bool too_far(const struct qcow2 *s, uint64_t bytes)
-{
-    return bytes / 2 > s->file_bytes + (2ull << 30);
 }
 
 int coroutine_fn qcow2_co_extend_file(struct qcow2 *s, uint64_t bytes)

@@ -313,6 +313,8 @@ static int coroutine_fn co_grow_table(struct qcow2 *s, uint64_t index, uint64_t 
 {
     uint64_t per_block = 1ull << s->refblock_bits, per_table_cluster = s->cluster_bytes / 8;
     uint64_t first = index << s->refblock_bits, blocks = 1, table_clusters, entries;
+    if (index >= QCOW2_MAX_REFTABLE_BYTES / 8 || more >= QCOW2_MAX_REFTABLE_BYTES / 8)
+        return -EFBIG;
     for (;;) {
         entries = max_u64(index + blocks + 1 + more, s->reftable_entries + s->reftable_entries / 2);
         table_clusters = (entries + per_table_cluster - 1) / per_table_cluster;
