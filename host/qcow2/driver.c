@@ -155,7 +155,7 @@ static void free_state(struct qcow2 *s)
     free(s->l1_dirty);
     free(s->reftable);
     free(s->reftable_dirty);
-    free(s->overlap.slots);
+    qcow2_overlap_free(s);
     free(s->wb_buffer);
     free(s->wb_pieces);
     for (unsigned i = 0; i < s->nb_retired; i++)

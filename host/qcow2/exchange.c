@@ -369,8 +369,6 @@ int coroutine_fn qcow2_co_exchange_commit(struct qcow2 *s, struct qcow2_exchange
     s->l1_nb_dirty = 0;
     s->snapshots_bytes = list->bytes;
     s->exchanging = false;
-    free(s->overlap.slots);
-    s->overlap = (struct qcow2_overlap_map){0};
     (void)qcow2_overlap_build(s);
     qcow2_unlock(s);
     qcow2_co_forget_l2(s);

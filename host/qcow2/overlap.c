@@ -4,11 +4,14 @@
  *
  * What always holds: every cluster of the header, the active L1 and L2 tables, the refcount structures, the
  * snapshot table with the snapshots' L1 tables, the bitmap directory and the encryption header is in the map.
+ * The map takes no more memory than the tables that are in memory anyway: what an image may say to be of any
+ * length is in it as a range. Nor more time: where a cluster comes to lie in it no image can foresee.
  * Changes under the metadata lock.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 
 #include "host/qcow2/bitmap.h"
 #include "host/qcow2/qcow2_state.h"
@@ -37,11 +40,21 @@ const char *qcow2_overlap_name(enum qcow2_overlap what)
 
 static size_t hash(const struct qcow2_overlap_map *map, uint64_t cluster)
 {
-    uint64_t x = cluster;
+    uint64_t x = (cluster + map->seed) * (map->seed | 1);
     x ^= x >> 32;
     x *= 0x9e3779b97f4a7c15ull;
     x ^= x >> 29;
     return (size_t)x & (map->room - 1);
+}
+
+/* Another one for each process. */
+static uint64_t make_seed(void)
+{
+    uint64_t random[2] = {1, 1};
+    const void *of_process = (const void *)getauxval(AT_RANDOM); /* NOLINT(performance-no-int-to-ptr) */
+    if (of_process)
+        memcpy(random, of_process, sizeof(random));
+    return (random[0] ^ random[1] >> 7) * 0xd6e8feb86659fd93ull;
 }
 
 static uint64_t slot_cluster(uint64_t slot)
@@ -61,11 +74,15 @@ static void insert(struct qcow2_overlap_map *map, uint64_t slot)
 static int grow(struct qcow2_overlap_map *map, size_t more)
 {
     size_t room = map->room ? map->room : 256;
-    while ((map->count + more) * 2 > room)
+    while ((map->count + more) * 4 > room * 3)
         room *= 2;
     if (room == map->room)
         return 0;
-    struct qcow2_overlap_map bigger = {.slots = calloc(room, sizeof(uint64_t)), .room = room};
+    struct qcow2_overlap_map bigger = *map;
+    bigger.slots = calloc(room, sizeof(uint64_t));
+    bigger.room = room;
+    bigger.count = 0;
+    bigger.seed = make_seed();
     if (!bigger.slots)
         return -ENOMEM;
     for (size_t i = 0; i < map->room; i++) {
@@ -110,6 +127,31 @@ static void erase(struct qcow2_overlap_map *map, uint64_t cluster)
     }
 }
 
+static bool is_in(const struct qcow2_overlap_range *range, uint64_t cluster)
+{
+    return cluster >= range->first && cluster < range->end;
+}
+
+/* What comes first in qcow2_overlap_build is what a cluster is. */
+static enum qcow2_overlap class_of(const struct qcow2_overlap_map *map, uint64_t cluster)
+{
+    enum qcow2_overlap what = lookup(map, cluster);
+    if (what != QCOW2_OL_NONE)
+        return what;
+    if (is_in(&map->crypt_header, cluster))
+        return QCOW2_OL_CRYPT_HEADER;
+    size_t from = 0, to = map->nb_inactive_l1;
+    while (from < to) {
+        size_t middle = from + (to - from) / 2;
+        if (map->inactive_l1[middle].end <= cluster)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from < map->nb_inactive_l1 && is_in(&map->inactive_l1[from], cluster) ? QCOW2_OL_INACTIVE_L1
+                                                                                 : QCOW2_OL_NONE;
+}
+
 int qcow2_overlap_add(struct qcow2 *s, uint64_t host, uint64_t bytes, enum qcow2_overlap what)
 {
     if (!bytes)
@@ -119,7 +161,7 @@ int qcow2_overlap_add(struct qcow2 *s, uint64_t host, uint64_t bytes, enum qcow2
     if (ret < 0)
         return ret;
     for (uint64_t c = first; c <= end; c++) {
-        if (lookup(&s->overlap, c) == QCOW2_OL_NONE)
+        if (lookup(&s->overlap, c) == QCOW2_OL_NONE && !is_in(&s->overlap.crypt_header, c))
             insert(&s->overlap, (c << CLASS_BITS | (uint64_t)what) + 1);
     }
     return 0;
@@ -139,7 +181,7 @@ enum qcow2_overlap qcow2_overlap_check(const struct qcow2 *s, uint64_t host, uin
     if (!bytes)
         return QCOW2_OL_NONE;
     for (uint64_t c = host >> s->cluster_bits; c <= (host + bytes - 1) >> s->cluster_bits; c++) {
-        enum qcow2_overlap what = lookup(&s->overlap, c);
+        enum qcow2_overlap what = class_of(&s->overlap, c);
         if (what != QCOW2_OL_NONE && what != own) {
             if (at)
                 *at = c << s->cluster_bits;
@@ -155,8 +197,63 @@ static bool in_file(const struct qcow2 *s, uint64_t host)
     return host && host < s->file_bytes;
 }
 
+static struct qcow2_overlap_range range_of(const struct qcow2 *s, uint64_t host, uint64_t bytes)
+{
+    return (struct qcow2_overlap_range){host >> s->cluster_bits, ((host + bytes - 1) >> s->cluster_bits) + 1};
+}
+
+static void find_crypt_header(struct qcow2 *s)
+{
+    const struct qcow2_ext *crypto = qcow2_find_ext(s, QCOW2_EXT_CRYPTO);
+    struct qcow2_crypto_extension ext;
+    if (!crypto || crypto->length != sizeof(ext))
+        return;
+    memcpy(&ext, crypto->data, sizeof(ext));
+    uint64_t host = be64_get(ext.offset), bytes = be64_get(ext.length);
+    if (bytes && bytes <= s->file_bytes && host <= s->file_bytes)
+        s->overlap.crypt_header = range_of(s, host, bytes);
+}
+
+static int range_compare(const void *a, const void *b)
+{
+    const struct qcow2_overlap_range *x = a, *y = b;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+static int find_inactive_l1(struct qcow2 *s)
+{
+    struct qcow2_overlap_map *map = &s->overlap;
+    struct qcow2_overlap_range *ranges = calloc((size_t)s->nb_snapshots + 1, sizeof(*ranges));
+    size_t count = 0, kept = 0;
+    map->inactive_l1 = ranges;
+    if (!ranges)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < s->nb_snapshots && s->snapshots; i++) {
+        uint64_t entries = s->snapshots[i].l1_size;
+        if (entries && entries <= QCOW2_MAX_L1_BYTES / 8 && in_file(s, s->snapshots[i].l1_offset))
+            ranges[count++] = range_of(s, s->snapshots[i].l1_offset, entries * 8);
+    }
+    qsort(ranges, count, sizeof(*ranges), range_compare);
+    for (size_t i = 0; i < count; i++) {
+        if (kept && ranges[i].first <= ranges[kept - 1].end)
+            ranges[kept - 1].end = max_u64(ranges[kept - 1].end, ranges[i].end);
+        else
+            ranges[kept++] = ranges[i];
+    }
+    map->nb_inactive_l1 = kept;
+    return 0;
+}
+
+void qcow2_overlap_free(struct qcow2 *s)
+{
+    free(s->overlap.slots);
+    free(s->overlap.inactive_l1);
+    s->overlap = (struct qcow2_overlap_map){0};
+}
+
 int qcow2_overlap_build(struct qcow2 *s)
 {
+    qcow2_overlap_free(s);
     int ret = qcow2_overlap_add(s, 0, s->cluster_bytes, QCOW2_OL_MAIN_HEADER);
     if (ret == 0)
         ret = qcow2_overlap_add(s, s->l1_offset, (uint64_t)s->l1_size * 8, QCOW2_OL_ACTIVE_L1);
@@ -165,13 +262,7 @@ int qcow2_overlap_build(struct qcow2 *s)
                                 QCOW2_OL_REFCOUNT_TABLE);
     if (ret == 0)
         ret = qcow2_overlap_add(s, s->snapshots_offset, s->snapshots_bytes, QCOW2_OL_SNAPSHOT_TABLE);
-    const struct qcow2_ext *crypto = qcow2_find_ext(s, QCOW2_EXT_CRYPTO);
-    if (ret == 0 && crypto && crypto->length == sizeof(struct qcow2_crypto_extension)) {
-        struct qcow2_crypto_extension ext;
-        memcpy(&ext, crypto->data, sizeof(ext));
-        if (be64_get(ext.length) <= s->file_bytes && be64_get(ext.offset) <= s->file_bytes)
-            ret = qcow2_overlap_add(s, be64_get(ext.offset), be64_get(ext.length), QCOW2_OL_CRYPT_HEADER);
-    }
+    find_crypt_header(s);
     for (uint32_t i = 0; ret == 0 && i < s->reftable_entries; i++) {
         if (in_file(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK))
             ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,
@@ -184,10 +275,5 @@ int qcow2_overlap_build(struct qcow2 *s)
         if (in_file(s, s->l1[i] & QCOW2_L1_OFFSET_MASK))
             ret = qcow2_overlap_add(s, s->l1[i] & QCOW2_L1_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);
     }
-    for (uint32_t i = 0; ret == 0 && i < s->nb_snapshots && s->snapshots; i++) {
-        if (s->snapshots[i].l1_size <= QCOW2_MAX_L1_BYTES / 8 && in_file(s, s->snapshots[i].l1_offset))
-            ret = qcow2_overlap_add(s, s->snapshots[i].l1_offset, (uint64_t)s->snapshots[i].l1_size * 8,
-                                    QCOW2_OL_INACTIVE_L1);
-    }
-    return ret;
+    return ret < 0 ? ret : find_inactive_l1(s);
 }

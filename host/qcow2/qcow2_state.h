@@ -108,10 +108,19 @@ enum qcow2_overlap {
     QCOW2_OL_COUNT
 };
 
-/* Exact map from cluster number to metadata class, open addressing. */
+/* What is one piece however long an image says that it is: clusters [first, end). */
+struct qcow2_overlap_range {
+    uint64_t first, end;
+};
+
+/* Exact map from cluster number to metadata class, open addressing; and ranges. */
 struct qcow2_overlap_map {
     uint64_t *slots; /* (cluster << 4 | class) + 1; 0: free */
     size_t room, count;
+    uint64_t seed;
+    struct qcow2_overlap_range crypt_header;
+    struct qcow2_overlap_range *inactive_l1; /* sorted, apart from each other */
+    size_t nb_inactive_l1;
 };
 
 struct qcow2_snapshot {
@@ -399,7 +408,9 @@ void qcow2_overlap_remove(struct qcow2 *s, uint64_t host, uint64_t bytes);
 enum qcow2_overlap qcow2_overlap_check(const struct qcow2 *s, uint64_t host, uint64_t bytes,
                                        enum qcow2_overlap own, uint64_t *at);
 const char *qcow2_overlap_name(enum qcow2_overlap what);
+/* Makes the map anew from the state. */
 int qcow2_overlap_build(struct qcow2 *s);
+void qcow2_overlap_free(struct qcow2 *s);
 
 /* ---- reclaim.c: the life of a freed cluster ---- */
 

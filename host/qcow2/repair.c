@@ -282,8 +282,6 @@ int coroutine_fn check_co_rebuild(struct check *check)
     table_cache_forget(&s->ref, 0, TABLE_CACHE_NONE);
     s->fresh_from = max_u64(s->fresh_from, (r.start + r.blocks + r.table_clusters) << s->cluster_bits);
     s->free_hint = 0;
-    free(s->overlap.slots);
-    s->overlap = (struct qcow2_overlap_map){0};
     ret = qcow2_overlap_build(s);
     qcow2_unlock(s);
     return ret;

@@ -451,8 +451,6 @@ static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entrie
     free(s->l1_dirty);
     s->l1_dirty = dirty;
     s->l1_nb_dirty = 0;
-    free(s->overlap.slots);
-    s->overlap = (struct qcow2_overlap_map){0};
     (void)qcow2_overlap_build(s);
     qcow2_unlock(s);
     qcow2_co_forget_l2(s);

@@ -104,10 +104,97 @@ static void a_search_for_room_ends(void **state)
     in_coroutine(all_in_use_body);
 }
 
+/* ---- the map of metadata ---- */
+
+/* The number whose hash would be OUT if the hash were one that everybody knows. */
+static uint64_t unhash(uint64_t out)
+{
+    uint64_t odd = 0x9e3779b97f4a7c15u, inverse = odd;
+    for (int i = 0; i < 5; i++)
+        inverse *= 2 - odd * inverse;
+    out ^= out >> 29 ^ out >> 58;
+    out *= inverse;
+    return out ^ out >> 32;
+}
+
+/* Clusters of a sparse file that all would have their places at the start of the map: then each is looked for
+ * past all the others. */
+static void no_image_chooses_places_in_the_map(void **state)
+{
+    enum { CLUSTERS = 20000 };
+    struct qcow2 s = {.cluster_bits = 9, .cluster_bytes = 512};
+    unsigned added = 0;
+    for (uint64_t high = 0; added < CLUSTERS; high++) {
+        uint64_t cluster = unhash(high << 24 | (high & 255));
+        if (cluster >> 47)
+            continue;
+        assert_int_equal(qcow2_overlap_add(&s, cluster << 9, 512, QCOW2_OL_ACTIVE_L2), 0);
+        assert_int_equal(qcow2_overlap_check(&s, cluster << 9, 512, QCOW2_OL_NONE, NULL), QCOW2_OL_ACTIVE_L2);
+        added++;
+    }
+    size_t longest = 0, run = 0;
+    for (size_t i = 0; i < s.overlap.room; i++) {
+        run = s.overlap.slots[i] ? run + 1 : 0;
+        longest = run > longest ? run : longest;
+    }
+    assert_in_range(longest, 1, 1000);
+    qcow2_overlap_free(&s);
+}
+
+/* Snapshots and an encryption header that are as long as fields can say, in a file of holes. */
+static void the_map_takes_no_memory_for_holes(void **state)
+{
+    enum { SNAPSHOTS = 64 };
+    const uint64_t l1_bytes = QCOW2_MAX_L1_BYTES;
+    struct qcow2_crypto_extension crypto = {.offset = be64_put(1 << 20), .length = be64_put(1ull << 33)};
+    struct qcow2_ext ext = {
+        .type = QCOW2_EXT_CRYPTO, .length = sizeof(crypto), .data = (uint8_t *)(void *)&crypto};
+    struct qcow2_snapshot snapshots[SNAPSHOTS] = {0};
+    struct qcow2 s = {.cluster_bits = 9,
+                      .cluster_bytes = 512,
+                      .file_bytes = 1ull << 44,
+                      .exts = &ext,
+                      .nb_exts = 1,
+                      .snapshots = snapshots,
+                      .nb_snapshots = SNAPSHOTS};
+    const uint64_t start = 1ull << 40;
+    for (unsigned i = 0; i < SNAPSHOTS; i++) {
+        /* In no order; the last overlap each other. */
+        snapshots[i].l1_offset = start + (i * 37 % SNAPSHOTS) * (i < 60 ? 2 : 1) * l1_bytes;
+        snapshots[i].l1_size = (uint32_t)(l1_bytes / 8);
+    }
+    assert_int_equal(qcow2_overlap_build(&s), 0);
+    assert_in_range(s.overlap.room, 1, 1024);
+    for (unsigned i = 0; i < SNAPSHOTS; i++) {
+        uint64_t first = snapshots[i].l1_offset, end = first + l1_bytes;
+        assert_int_equal(qcow2_overlap_check(&s, first, 512, QCOW2_OL_NONE, NULL), QCOW2_OL_INACTIVE_L1);
+        assert_int_equal(qcow2_overlap_check(&s, end - 512, 512, QCOW2_OL_NONE, NULL), QCOW2_OL_INACTIVE_L1);
+        assert_int_equal(qcow2_overlap_check(&s, first, 512, QCOW2_OL_INACTIVE_L1, NULL), QCOW2_OL_NONE);
+        bool another = false;
+        for (unsigned k = 0; k < SNAPSHOTS; k++)
+            another |= end >= snapshots[k].l1_offset && end < snapshots[k].l1_offset + l1_bytes;
+        assert_int_equal(qcow2_overlap_check(&s, end, 512, QCOW2_OL_NONE, NULL),
+                         another ? QCOW2_OL_INACTIVE_L1 : QCOW2_OL_NONE);
+    }
+    uint64_t at = 0;
+    assert_int_equal(qcow2_overlap_check(&s, start - 1024, 2048, QCOW2_OL_NONE, &at), QCOW2_OL_INACTIVE_L1);
+    assert_int_equal(at, start);
+    assert_int_equal(qcow2_overlap_check(&s, 1 << 20, 512, QCOW2_OL_NONE, NULL), QCOW2_OL_CRYPT_HEADER);
+    assert_int_equal(qcow2_overlap_check(&s, (1ull << 33) + (1 << 20), 512, QCOW2_OL_NONE, NULL),
+                     QCOW2_OL_NONE);
+    /* Nothing else comes to lie in it. */
+    assert_int_equal(qcow2_overlap_add(&s, 1 << 20, 1024, QCOW2_OL_ACTIVE_L2), 0);
+    assert_int_equal(qcow2_overlap_check(&s, (1 << 20) + 512, 512, QCOW2_OL_ACTIVE_L2, NULL),
+                     QCOW2_OL_CRYPT_HEADER);
+    qcow2_overlap_free(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_search_for_room_ends),
+        cmocka_unit_test(no_image_chooses_places_in_the_map),
+        cmocka_unit_test(the_map_takes_no_memory_for_holes),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -137,7 +137,7 @@ static void overlap_map_is_exact(void **state)
                          model[c] ? QCOW2_OL_ACTIVE_L2 : QCOW2_OL_NONE);
         assert_int_equal(qcow2_overlap_check(&s, c * 512, 512, QCOW2_OL_ACTIVE_L2, NULL), QCOW2_OL_NONE);
     }
-    free(s.overlap.slots);
+    qcow2_overlap_free(&s);
 }
 
 /* ---- entries ---- */
