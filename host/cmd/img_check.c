@@ -108,9 +108,9 @@ int coroutine_fn img_co_check(const struct img_options *options)
         print_json(path, &check);
     else if (!options->quiet)
         print_text(&check);
+    if (check.check_errors || closed < 0) /* not completed comes before what was found so far */
+        return CMD_EXIT_FAILED;
     if (check.corruptions)
         return IMG_EXIT_CORRUPT;
-    if (check.check_errors || closed < 0)
-        return CMD_EXIT_FAILED;
     return check.leaks ? IMG_EXIT_LEAKS : CMD_EXIT_OK;
 }

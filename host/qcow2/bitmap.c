@@ -332,7 +332,7 @@ int coroutine_fn qcow2_bitmaps_co_prepare_resize(struct qcow2 *s, uint64_t size,
             return error_set(err, -ENOTSUP,
                              "bitmap '%s' is inconsistent: the image cannot be resized before it is removed",
                              bitmap->name);
-        memory += (size >> bitmap->granularity_bits) / 8 + s->cluster_bytes;
+        memory += (max_u64(size, s->size) >> bitmap->granularity_bits) / 8 + s->cluster_bytes;
     }
     if (memory > BITMAPS_MEMORY_MAX || (b && !size))
         return error_set(err, -ENOTSUP, "the bitmaps cannot follow to a size of %llu bytes",
@@ -619,27 +619,44 @@ int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s)
 
 /* ---- check ---- */
 
+/* What the table names, a cluster of it at a time: one that was left in use may have any size. */
+static int coroutine_fn co_references(struct qcow2 *s, const struct bitmap *bitmap,
+                                      void (*say)(void *opaque, uint64_t host, uint64_t bytes), void *opaque)
+{
+    const uint64_t per = s->cluster_bytes / 8;
+    be64 *words = qcow2_buffer_get(s);
+    int ret = words ? 0 : -ENOMEM;
+    for (uint64_t at = 0; at < bitmap->table_entries && ret == 0; at += per) {
+        uint64_t count = min_u64(per, bitmap->table_entries - at);
+        ret = node_co_pread(s->node->file, bitmap->table_offset + at * 8, words, count * 8);
+        for (uint64_t i = 0; i < count && ret == 0; i++) {
+            uint64_t host = be64_get(words[i]) & QCOW2_BITMAP_OFFSET_MASK;
+            if (host)
+                say(opaque, host, s->cluster_bytes);
+        }
+    }
+    qcow2_buffer_put(s, words);
+    return ret;
+}
+
 int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
                                              void (*say)(void *opaque, uint64_t host, uint64_t bytes),
                                              void *opaque)
 {
     struct qcow2_bitmaps *b = s->bitmaps;
+    uint64_t bytes = 0;
     if (!b)
         return s->bitmaps_error;
     say(opaque, b->directory_offset, b->directory_bytes);
     for (unsigned i = 0; i < b->count; i++) {
         const struct bitmap *bitmap = &b->list[i];
-        uint64_t *table;
-        say(opaque, bitmap->table_offset, (uint64_t)bitmap->table_entries * 8);
-        int ret = qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries,
-                                      &table);
+        bytes += bitmap->table_entries * 8ull;
+        if (bytes > qcow2_cluster_up(s, s->file_bytes))
+            return -EFBIG; /* tables do not overlap: together they fit in the file */
+        say(opaque, bitmap->table_offset, bitmap->table_entries * 8ull);
+        int ret = co_references(s, bitmap, say, opaque);
         if (ret < 0)
             return ret;
-        for (uint32_t k = 0; k < bitmap->table_entries; k++) {
-            if (table[k] & QCOW2_BITMAP_OFFSET_MASK)
-                say(opaque, table[k] & QCOW2_BITMAP_OFFSET_MASK, s->cluster_bytes);
-        }
-        free(table);
     }
     return 0;
 }

@@ -27,7 +27,7 @@ void qcow2_bitmaps_resized(struct qcow2 *s);
 /* Stores what was filled, at a clean close. */
 int coroutine_fn qcow2_bitmaps_co_close(struct qcow2 *s);
 
-/* Says every stretch of the file that the bitmaps occupy: directory, tables, data. */
+/* Says every stretch of the file that the bitmaps occupy: directory, tables, data. -EFBIG: tables overlap. */
 int coroutine_fn qcow2_bitmaps_co_references(struct qcow2 *s,
                                              void (*say)(void *opaque, uint64_t host, uint64_t bytes),
                                              void *opaque);

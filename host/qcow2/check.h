@@ -19,6 +19,12 @@
 #define CHECK_BASE_PAGES 8192u
 #define CHECK_REAL       4u
 
+/* L2 tables by cluster (check_tables.c). */
+struct check_tables {
+    uint64_t *slots;
+    size_t room, count;
+};
+
 struct check {
     struct qcow2 *s;
     struct qcow2_check *result;
@@ -28,6 +34,8 @@ struct check {
     /* References to each cluster, counted; pages of counters come as they are needed. */
     uint32_t **pages;
     uint64_t nb_pages, nb_far_pages, taken_pages, most_pages;
+    struct check_tables tables;
+    uint64_t l1_bytes;      /* of all L1 tables so far */
     uint64_t file_clusters; /* rounded up */
     uint64_t end;           /* one more than the highest cluster with a reference */
     bool rebuild;           /* the refcount structures themselves cannot be used */
@@ -36,11 +44,19 @@ struct check {
 
 void check_say(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));
 uint32_t check_references(const struct check *check, uint64_t cluster);
+/* May the check take PAGES more of memory? False: it ends with check->error. */
+bool check_may_take(struct check *check, uint64_t pages);
 /* One more reference to all clusters of [host, host+bytes). WHAT for the report. */
 void check_reference(struct check *check, uint64_t host, uint64_t bytes, const char *what);
 /* Counts all references but those of the refcount structures. */
 void coroutine_fn check_co_walk(struct check *check);
 void check_forget(struct check *check);
+
+/* The L2 table in CLUSTER has been met: for the first time? False also if the check has to end. */
+bool check_table_is_new(struct check *check, uint64_t cluster);
+/* From *AT = 0 on, each table that was met MORE times after the first. False: no more of them. */
+bool check_tables_next(const struct check *check, size_t *at, uint64_t *cluster, uint32_t *more);
+void check_tables_forget(struct check *check);
 
 /* Looks at COPIED in the active tables, against the refcounts as they are (F5); with FIX_ERRORS sets it
  * right. */

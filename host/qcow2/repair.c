@@ -112,6 +112,7 @@ void coroutine_fn check_co_copied(struct check *check)
      * Refcounts go out first, as always. */
     if (check->fix && qcow2_co_writeback(s) < 0)
         check->result->check_errors++;
+    check_tables_forget(check);
     for (uint32_t i = 0; i < s->l1_size; i++) {
         uint64_t entry = s->l1[i], offset = entry & QCOW2_L1_OFFSET_MASK;
         if (!offset || (offset & (s->cluster_bytes - 1)) || offset >> s->cluster_bits >= check->file_clusters)
@@ -124,7 +125,8 @@ void coroutine_fn check_co_copied(struct check *check)
                 qcow2_unlock(s);
             }
         }
-        co_copied_l2(check, offset, buf);
+        if (check_table_is_new(check, offset >> s->cluster_bits))
+            co_copied_l2(check, offset, buf);
     }
     if (check->fix)
         qcow2_co_forget_l2(s);
@@ -239,7 +241,7 @@ int coroutine_fn check_co_rebuild(struct check *check)
     /* Once more, without the structures that are to go; the first count is of no more use. */
     check_forget(check);
     check_co_walk(&count);
-    int ret = count.error ? count.error : buf ? 0 : -ENOMEM;
+    int ret = count.error ? count.error : ignored.check_errors ? -EIO : buf ? 0 : -ENOMEM;
     if (ret == 0) {
         ret = plan_rebuild(&count, &r);
         if (ret == 0 && r.table_clusters << s->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)

@@ -263,6 +263,14 @@ static void forgotten_blocks(void)
     set_field(field(AT(refcount_table_offset)), 0);
 }
 
+static void leaked_cluster(void)
+{
+    uint8_t *refcounts = disk.data + field((unsigned)field(AT(refcount_table_offset)));
+    while (refcounts[0] || refcounts[1])
+        refcounts += 2;
+    refcounts[1] = 1;
+}
+
 /* ---- the updates ---- */
 
 struct update {
@@ -341,6 +349,8 @@ static const struct update updates[] = {
      nothing, .advice = true},
     {"dirty bit: cleared", QCOW2_OL_MAIN_HEADER, BIG, some_data, forgotten_refcounts, nothing,
      .advice = true},
+    {"check -r: leaks given back", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_snapshots, leaked_cluster, mend,
+     .advice = true, .check_only = true},
     {"check -r: refcount structures rebuilt", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, forgotten_blocks, mend,
      .check_only = true},
     {"check -r: the header names them", QCOW2_OL_MAIN_HEADER, BIG, some_data, forgotten_blocks, mend,
@@ -425,6 +435,7 @@ static bool sector_is(const struct content *content, uint64_t at, const uint8_t 
 }
 
 static const struct update *row;
+static uint64_t damages; /* corruptions that there were to be repaired */
 
 static void co_verify(const char *what)
 {
@@ -436,8 +447,14 @@ static void co_verify(const char *what)
     read_only = false;
     if (ret < 0)
         fail_msg("%s: cannot be opened again", what);
-    if (row->check_only)
+    if (row->check_only) {
+        /* A repair that failed has made nothing worse. */
+        assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+        if (result.corruptions > damages)
+            fail_msg("%s: %llu corruptions, %llu before", what, (unsigned long long)result.corruptions,
+                     (unsigned long long)damages);
         assert_int_equal(mend(), 0);
+    }
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
     if (result.corruptions || result.check_errors)
         fail_msg("%s: %llu corruptions", what, (unsigned long long)result.corruptions);
@@ -563,6 +580,18 @@ static int64_t *co_dry_run(uint64_t calls[FAKE_OPS])
     return numbers;
 }
 
+static uint64_t co_damages(void)
+{
+    struct qcow2_check result;
+    struct error err;
+    fresh_disk();
+    assert_int_equal(co_open(true), 0);
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+    return result.corruptions;
+}
+
 static bool skipped;
 
 static void row_body(void *arg)
@@ -585,6 +614,8 @@ static void row_body(void *arg)
     image = malloc(image_bytes);
     memcpy(image, disk.data, image_bytes);
     fake_disk_free(&disk);
+    if (row->check_only)
+        damages = co_damages();
 
     uint64_t calls[FAKE_OPS];
     int64_t *numbers = co_dry_run(calls);

@@ -211,6 +211,49 @@ static void a_check_takes_no_memory_for_holes(void **state)
     assert_int_equal(loop_run_coroutine(loop, scattered_body, NULL), 0);
 }
 
+/* An L1 table that names one L2 table, again and again: with 4096 entries here, with four million at worst.
+ */
+static void repeated_body(void *arg)
+{
+    enum { ENTRIES = 4096 };
+    struct qcow2_create_options options = {.size = ENTRIES * (512ull << 20)};
+    struct open_options open_options = {.format = "qcow2", .cache = CACHE_WRITEBACK};
+    struct qcow2_check result = {0};
+    struct error err = {""};
+    char other[sizeof(image) + 8], buf[512] = {1};
+    static be64 l1[ENTRIES];
+
+    snprintf(other, sizeof(other), "%s.again", image);
+    assert_int_equal(qcow2_co_create(other, &options, &err), 0);
+    assert_int_equal(node_co_open(other, &open_options, &node, &err), 0);
+    assert_int_equal(node_co_pwrite(node, 0, buf, 512, 0), 0);
+    for (unsigned i = 0; i < ENTRIES; i++)
+        l1[i] = be64_put(qcow2_state(node)->l1[0] & ~QCOW2_COPIED);
+    uint64_t l1_offset = qcow2_state(node)->l1_offset;
+    assert_int_equal(node_co_close(node), 0);
+    int fd = open(other, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, l1, sizeof(l1), (off_t)l1_offset), sizeof(l1));
+    close(fd);
+
+    open_options.inject = READS;
+    open_options.check_only = true;
+    assert_int_equal(node_co_open(other, &open_options, &node, &err), 0);
+    uint64_t before = hits();
+    assert_int_equal(qcow2_co_check(node, QCOW2_FIX_ERRORS, &result, NULL, NULL, &err), 0);
+    assert_in_range(hits() - before, 1, 40); /* two rounds of it, and the refcounts */
+    assert_int_equal(result.corruptions + result.check_errors, 0);
+    uint64_t refcount;
+    assert_int_equal(qcow2_co_refcount_get(qcow2_state(node), (l1_offset >> 16) + 1, &refcount), 0);
+    assert_int_equal(refcount, ENTRIES);
+    assert_int_equal(node_co_close(node), 0);
+    unlink(other);
+}
+
+static void a_check_reads_a_table_once_or_twice(void **state)
+{
+    assert_int_equal(loop_run_coroutine(loop, repeated_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -218,6 +261,7 @@ int main(void)
         cmocka_unit_test(memory_stays_within_the_cache),
         cmocka_unit_test(a_write_in_place_costs_no_metadata),
         cmocka_unit_test(a_check_takes_no_memory_for_holes),
+        cmocka_unit_test(a_check_reads_a_table_once_or_twice),
     };
     return cmocka_run_group_tests_name("1 TiB, all allocated", tests, setup, teardown);
 }
