@@ -262,13 +262,28 @@ static int coroutine_fn co_load(struct qcow2 *s, struct bitmap *bitmap)
     return 0;
 }
 
+/* Nothing is written where other metadata lies, whatever the directory and the tables say (C7). */
+static int coroutine_fn co_own_place(struct qcow2 *s, const struct bitmap *bitmap, uint64_t host,
+                                     uint64_t bytes, enum qcow2_overlap own)
+{
+    uint64_t at = 0;
+    qcow2_lock(s);
+    enum qcow2_overlap hit = qcow2_overlap_check(s, host, bytes, own, &at);
+    qcow2_unlock(s);
+    return hit == QCOW2_OL_NONE
+               ? 0
+               : qcow2_co_corrupt(s, "a write of bitmap '%s' at 0x%llx would hit %s at 0x%llx", bitmap->name,
+                                  (unsigned long long)host, qcow2_overlap_name(hit), (unsigned long long)at);
+}
+
 /* The flags of a directory entry, in the file. */
 static int coroutine_fn co_write_flags(struct qcow2 *s, struct bitmap *bitmap, uint32_t flags)
 {
     be32 word = be32_put(flags);
-    int ret =
-        node_co_pwrite(s->node->file, bitmap->entry_offset + offsetof(struct qcow2_bitmap_header, flags),
-                       &word, sizeof(word), 0);
+    uint64_t at = bitmap->entry_offset + offsetof(struct qcow2_bitmap_header, flags);
+    int ret = co_own_place(s, bitmap, at, sizeof(word), QCOW2_OL_BITMAP_DIRECTORY);
+    if (ret == 0)
+        ret = node_co_pwrite(s->node->file, at, &word, sizeof(word), 0);
     if (ret == 0)
         bitmap->flags = flags;
     return ret;
@@ -569,8 +584,8 @@ static int coroutine_fn co_store(struct qcow2 *s, struct bitmap *bitmap)
             }
             continue;
         }
-        if (!host)
-            ret = qcow2_co_alloc_contiguous(s, 1, &host, NULL);
+        ret = host ? co_own_place(s, bitmap, host, n, QCOW2_OL_NONE)
+                   : qcow2_co_alloc_contiguous(s, 1, &host, NULL);
         if (ret == 0)
             ret = node_co_pwrite(s->node->file, host, bits, n, 0);
         table[i] = host;
@@ -579,6 +594,8 @@ static int coroutine_fn co_store(struct qcow2 *s, struct bitmap *bitmap)
      * round. */
     if (ret == 0)
         ret = qcow2_co_writeback_keep(s);
+    if (ret == 0)
+        ret = co_own_place(s, bitmap, bitmap->table_offset, bitmap->table_entries * 8ull, QCOW2_OL_NONE);
     be64 *out = qcow2_buffer_get(s);
     if (ret == 0 && !out)
         ret = -ENOMEM;

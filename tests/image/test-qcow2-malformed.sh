@@ -252,6 +252,16 @@ yes_bitmap() {
 }
 ok "K2 stale bitmaps do not matter" yes_bitmap
 
+no_bitmap() { # PLACES: the bitmap is not stored there, and the disk stays as it is
+    cp bitmap.qcow2 bad.qcow2
+    "$poke" bad.qcow2 $1 && "$tool" dump bad.qcow2 was.raw || return 1
+    timeout 20 "$tool" write bad.qcow2 $((2 * G)) 4096
+    "$tool" dump bad.qcow2 ours.raw && [ "$(cmp -l was.raw ours.raw | wc -l)" -le 4096 ] &&
+        qemu-img info bad.qcow2 | grep -q 'corrupt: true'
+}
+ok "C7 a bitmap whose data lie on the L1 table: not stored" no_bitmap table:0=0x30000
+ok "C7 a bitmap whose data lie on an L2 table: not stored" no_bitmap table:0=0x40000
+
 # ---- data file, backing ----
 named() {
     cp data.qcow2 bad.qcow2

@@ -6,8 +6,8 @@
  *   l2:GUEST         first word of the L2 entry for a guest offset    l2b:GUEST   its second word
  *   rc:N             refcount of cluster N (16 bits)
  *   ext:TYPE:AT:SIZE bytes in a header extension's data; AT -4 is its length
- *   snap:AT:SIZE  bitmap:AT:SIZE  luks:AT:SIZE    bytes in the snapshot table, bitmap directory, encryption
- * header table:N:I        entry I of the table of bitmap N's first table cluster
+ *   snap:AT:SIZE  bitmap:AT:SIZE  luks:AT:SIZE   bytes in the snapshot table, bitmap directory, LUKS header
+ *   table:N          entry of the first bitmap's table
  *   @OFFSET:SIZE     bytes of the file
  *   data:GUEST:AT:SIZE   bytes of the data (or compressed stream) that GUEST is mapped to
  *   addext:TYPE=LENGTH   a further extension at the end, LENGTH bytes of 'x'
@@ -175,6 +175,8 @@ static int find(const char *place, uint64_t *at, unsigned *size)
     } else if (strncmp(place, "bitmap:", 7) == 0) {
         *at = get(extension_at(QCOW2_EXT_BITMAPS) + 16, 8) + a;
         *size = (unsigned)b;
+    } else if (strncmp(place, "table:", 6) == 0) {
+        *at = get(get(extension_at(QCOW2_EXT_BITMAPS) + 16, 8), 8) + a * 8;
     } else if (strncmp(place, "luks:", 5) == 0) {
         *at = get(extension_at(QCOW2_EXT_CRYPTO), 8) + a;
         *size = (unsigned)b;
