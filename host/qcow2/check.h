@@ -23,6 +23,7 @@
 struct check_tables {
     uint64_t *slots;
     size_t room, count;
+    uint64_t seed;
 };
 
 struct check {

@@ -23,7 +23,7 @@ static uint64_t slot_cluster(uint64_t slot)
 
 static uint64_t *place(const struct check_tables *t, uint64_t cluster)
 {
-    size_t i = (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 32) & (t->room - 1);
+    size_t i = (size_t)qcow2_hash(t->seed, cluster) & (t->room - 1);
     while (t->slots[i] && slot_cluster(t->slots[i]) != cluster)
         i = (i + 1) & (t->room - 1);
     return &t->slots[i];
@@ -32,8 +32,9 @@ static uint64_t *place(const struct check_tables *t, uint64_t cluster)
 static bool grow(struct check *check)
 {
     struct check_tables *t = &check->tables,
-                        bigger = {.room = t->room ? t->room * 2 : CHECK_PAGE_BYTES / sizeof(*t->slots)};
-    /* The old one's memory is given back only to the C library: what the check may take counts both. */
+                        bigger = {.room = t->room ? t->room * 2 : CHECK_PAGE_BYTES / sizeof(*t->slots),
+                                  .seed = t->room ? t->seed : qcow2_hash_seed()};
+    /* The old one stays counted: for a moment there are both. */
     if (!check_may_take(check, bigger.room * sizeof(*t->slots) / CHECK_PAGE_BYTES))
         return false;
     bigger.slots = calloc(bigger.room, sizeof(*bigger.slots));

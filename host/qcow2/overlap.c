@@ -40,15 +40,18 @@ const char *qcow2_overlap_name(enum qcow2_overlap what)
 
 static size_t hash(const struct qcow2_overlap_map *map, uint64_t cluster)
 {
-    uint64_t x = (cluster + map->seed) * (map->seed | 1);
-    x ^= x >> 32;
-    x *= 0x9e3779b97f4a7c15ull;
-    x ^= x >> 29;
-    return (size_t)x & (map->room - 1);
+    return (size_t)qcow2_hash(map->seed, cluster) & (map->room - 1);
 }
 
-/* Another one for each process. */
-static uint64_t make_seed(void)
+uint64_t qcow2_hash(uint64_t seed, uint64_t cluster)
+{
+    uint64_t x = (cluster + seed) * (seed | 1);
+    x ^= x >> 32;
+    x *= 0x9e3779b97f4a7c15ull;
+    return x ^ x >> 29;
+}
+
+uint64_t qcow2_hash_seed(void)
 {
     uint64_t random[2] = {1, 1};
     const void *of_process = (const void *)getauxval(AT_RANDOM); /* NOLINT(performance-no-int-to-ptr) */
@@ -82,7 +85,7 @@ static int grow(struct qcow2_overlap_map *map, size_t more)
     bigger.slots = calloc(room, sizeof(uint64_t));
     bigger.room = room;
     bigger.count = 0;
-    bigger.seed = make_seed();
+    bigger.seed = qcow2_hash_seed();
     if (!bigger.slots)
         return -ENOMEM;
     for (size_t i = 0; i < map->room; i++) {

@@ -401,6 +401,10 @@ int coroutine_fn qcow2_co_alloc_bytes(struct qcow2 *s, uint64_t size, uint64_t *
 
 /* ---- overlap.c ---- */
 
+/* A hash that the maker of an image can't foresee: the seed is another one in each process. */
+uint64_t qcow2_hash(uint64_t seed, uint64_t cluster);
+uint64_t qcow2_hash_seed(void);
+
 int qcow2_overlap_add(struct qcow2 *s, uint64_t host, uint64_t bytes, enum qcow2_overlap what);
 void qcow2_overlap_remove(struct qcow2 *s, uint64_t host, uint64_t bytes);
 /* [lock] Does [host, host+bytes) touch metadata of another class than OWN? *AT the first such byte's cluster.
