@@ -67,6 +67,13 @@ static uint64_t count_blocks(const struct qcow2 *s)
     return count;
 }
 
+/* As many as the file's clusters need, and some that count what is behind its end. Who names more, one of
+ * them many times, has them copied to where no disk is large enough. */
+static uint64_t most_blocks(const struct qcow2 *s)
+{
+    return (s->file_bytes >> s->cluster_bits >> s->refblock_bits) + 256;
+}
+
 /* Room for a copy of the refcount structures, which may grow by being asked for it. */
 static int coroutine_fn co_take_refcounts(struct qcow2 *s, struct qcow2_exchange *x)
 {
@@ -190,6 +197,10 @@ int coroutine_fn qcow2_co_exchange_begin(struct qcow2 *s, struct qcow2_exchange 
     void **retired = realloc(s->retired, (s->nb_retired + 1) * sizeof(*retired));
     if (retired)
         s->retired = retired;
+    if (count_blocks(s) > most_blocks(s)) {
+        free_exchange(x);
+        return -EMLINK;
+    }
     int ret = x->spare && x->new_l1 && x->new_dirty && retired ? 0 : -ENOMEM;
     if (ret == 0)
         ret = co_take(s, x->spare, spare, &x->nb_spare);

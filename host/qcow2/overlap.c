@@ -54,7 +54,7 @@ uint64_t qcow2_hash(uint64_t seed, uint64_t cluster)
 uint64_t qcow2_hash_seed(void)
 {
     uint64_t random[2] = {1, 1};
-    const void *of_process = (const void *)getauxval(AT_RANDOM); /* NOLINT(performance-no-int-to-ptr) */
+    const void *of_process = (const void *)getauxval(AT_RANDOM);
     if (of_process)
         memcpy(random, of_process, sizeof(random));
     return (random[0] ^ random[1] >> 7) * 0xd6e8feb86659fd93ull;

@@ -432,6 +432,9 @@ void qcow2_free_durable(struct qcow2 *s, struct qcow2_free_list *flushed);
 void coroutine_fn qcow2_co_reclaim(struct qcow2 *s);
 /* The same for all that is durably free, waiting for readers. */
 void coroutine_fn qcow2_co_reclaim_all(struct qcow2 *s);
+/* Is CLUSTER no metadata that is in use? An entry may have named what is no data at all, and then a hole
+ * would take more than a mapping with it. */
+bool coroutine_fn qcow2_co_may_punch(struct qcow2 *s, uint64_t cluster);
 void qcow2_free_list_destroy(struct qcow2_free_list *list);
 /* Host clusters that a compressed L2 entry's data touches. */
 void qcow2_compressed_range(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes);

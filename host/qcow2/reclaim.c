@@ -154,6 +154,15 @@ void qcow2_free_durable(struct qcow2 *s, struct qcow2_free_list *flushed)
     list_move(&s->grace_next, flushed);
 }
 
+bool coroutine_fn qcow2_co_may_punch(struct qcow2 *s, uint64_t cluster)
+{
+    qcow2_lock(s);
+    enum qcow2_overlap hit =
+        qcow2_overlap_check(s, cluster << s->cluster_bits, s->cluster_bytes, QCOW2_OL_NONE, NULL);
+    qcow2_unlock(s);
+    return hit == QCOW2_OL_NONE;
+}
+
 /* Takes one reference from CLUSTER. If it is the last one and PUNCH, the space goes back first, while nobody
  * can allocate it. */
 static void coroutine_fn co_release_run(struct qcow2 *s, struct qcow2_free_run run)
@@ -163,7 +172,7 @@ static void coroutine_fn co_release_run(struct qcow2 *s, struct qcow2_free_run r
         if (run.punch && s->discard_down) {
             uint64_t refcount;
             while (n < run.count && qcow2_co_refcount_get(s, run.cluster + n, &refcount) == 0 &&
-                   refcount == 1)
+                   refcount == 1 && qcow2_co_may_punch(s, run.cluster + n))
                 n++;
             if (n) {
                 (void)node_co_pdiscard(s->node->file, run.cluster << s->cluster_bits, n << s->cluster_bits);

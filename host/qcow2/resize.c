@@ -191,6 +191,9 @@ static int coroutine_fn co_shrink(struct qcow2 *s, uint64_t bytes)
 static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_preallocation mode,
                                   struct error *err)
 {
+    if (bytes > INT64_MAX - 511)
+        return error_set(err, -EFBIG, "%llu bytes are more than an image can have",
+                         (unsigned long long)bytes);
     bytes = (bytes + 511) & ~511ull;
     uint64_t old = node_length(s->node);
     int ret = 0, refused = 0;

@@ -50,7 +50,7 @@ static int coroutine_fn punch_reference(struct qcow2 *s, uint64_t host, uint64_t
              end = bytes ? ((host + bytes - 1) >> s->cluster_bits) + 1 : first;
     for (uint64_t c = first; c < end; c++) {
         uint64_t refcount;
-        if (qcow2_co_refcount_get(s, c, &refcount) == 0 && !refcount)
+        if (qcow2_co_refcount_get(s, c, &refcount) == 0 && !refcount && qcow2_co_may_punch(s, c))
             (void)node_co_pdiscard(s->node->file, c << s->cluster_bits, s->cluster_bytes);
     }
     return 0;
@@ -126,6 +126,31 @@ static int coroutine_fn co_add_tree(struct qcow2 *s, const uint64_t *l1, uint64_
     int ret = co_walk_tree(s, l1, entries, add_reference, UINT64_MAX, &done);
     if (ret < 0)
         (void)co_walk_tree(s, l1, entries, undo_reference, done, &undone);
+    return ret;
+}
+
+static int entry_compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* A tree whose L1 table names one L2 table time and again has more references than anybody can walk: millions
+ * of times a whole table, in a file of a few MiB. -EMLINK: it is such a one. */
+static int refuse_repeats(const uint64_t *l1, uint64_t entries)
+{
+    uint64_t *tables = malloc((entries + 1) * sizeof(*tables)), count = 0;
+    int ret = 0;
+    if (!tables)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < entries; i++) {
+        if (l1[i] & QCOW2_L1_OFFSET_MASK)
+            tables[count++] = l1[i] & QCOW2_L1_OFFSET_MASK;
+    }
+    qsort(tables, count, sizeof(*tables), entry_compare);
+    for (uint64_t i = 1; i < count && ret == 0; i++)
+        ret = tables[i] == tables[i - 1] ? -EMLINK : 0;
+    free(tables);
     return ret;
 }
 
@@ -225,6 +250,12 @@ static int coroutine_fn co_end(struct qcow2 *s, int result, const char *what, st
     if (result == -ERANGE)
         return error_set(err, result, "%s: refcounts of %u bits cannot count another reference", what,
                          1u << s->refcount_order);
+    if (result == -EMLINK)
+        return error_set(
+            err, result,
+            "%s: an L1 table or the refcount table names one table again and again (ringside-img "
+            "convert makes an image without that)",
+            what);
     return result < 0 ? error_set(err, result, "%s: %s", what, strerror(-result)) : 0;
 }
 
@@ -279,7 +310,12 @@ static int coroutine_fn co_take_snapshot(struct qcow2 *s, const char *name)
     struct qcow2_snapshot snapshot;
     struct qcow2_exchange x;
     uint64_t done;
-    int ret = new_entry(s, name, &snapshot);
+    if (s->nb_snapshots >= QCOW2_MAX_SNAPSHOTS)
+        return -EFBIG;
+    int ret = refuse_repeats(s->l1, s->l1_size);
+    if (ret < 0)
+        return ret;
+    ret = new_entry(s, name, &snapshot);
     struct qcow2_snapshot *list = ret == 0 ? calloc(s->nb_snapshots + 1, sizeof(*list)) : NULL;
     if (!list) {
         qcow2_free_snapshot(&snapshot);
@@ -344,10 +380,13 @@ static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
     int ret = qcow2_co_read_table(s, gone.l1_offset, gone.l1_size, gone.l1_size, &l1);
     if (ret < 0)
         return ret;
-    struct qcow2_snapshot *list = calloc(count + 1, sizeof(*list));
+    ret = refuse_repeats(l1, gone.l1_size);
+    if (ret == 0)
+        ret = refuse_repeats(s->l1, s->l1_size);
+    struct qcow2_snapshot *list = ret == 0 ? calloc(count + 1, sizeof(*list)) : NULL;
     if (!list) {
         free(l1);
-        return -ENOMEM;
+        return ret < 0 ? ret : -ENOMEM;
     }
     memcpy(list, s->snapshots, index * sizeof(*list));
     memcpy(list + index, s->snapshots + index + 1, (count - index) * sizeof(*list));
@@ -375,19 +414,46 @@ static int coroutine_fn co_delete(struct qcow2 *s, uint32_t index)
     return ret;
 }
 
-int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *name_or_id, struct error *err)
+/* Ends what has changed nothing: ERR is set already. */
+static int coroutine_fn co_refuse(struct qcow2 *s, int ret)
+{
+    qcow2_co_unquiesce(s);
+    return ret;
+}
+
+/* NAME_FIRST: a name is looked for before an id is. What is found stays until the list is changed. */
+static int find_usable(struct qcow2 *s, const char *what, bool name_first, struct qcow2_snapshot **snapshot,
+                       struct error *err)
+{
+    *snapshot = qcow2_find_snapshot(s, what);
+    for (uint32_t i = name_first ? s->nb_snapshots : 0; i--;) {
+        if (strcmp(s->snapshots[i].name, what) == 0)
+            *snapshot = &s->snapshots[i];
+    }
+    if (!*snapshot)
+        return error_set(err, -ENOENT, "there is no snapshot '%s'", what);
+    return qcow2_check_snapshot_l1(s, *snapshot, err);
+}
+
+/* Is there such a one, before anything is written? And again when nobody else changes the list. */
+static int coroutine_fn co_begin_with(struct node *node, struct qcow2 **state, const char *what,
+                                      bool name_first, struct qcow2_snapshot **snapshot, struct error *err)
 {
     struct qcow2 *s = qcow2_state(node);
-    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, name_or_id) : NULL;
-    for (uint32_t i = s ? s->nb_snapshots : 0; i--;) {
-        if (strcmp(s->snapshots[i].name, name_or_id) == 0)
-            snapshot = &s->snapshots[i];
-    }
-    if (!snapshot)
-        return error_set(err, -ENOENT, "there is no snapshot '%s'", name_or_id);
-    int ret = qcow2_check_snapshot_l1(s, snapshot, err);
+    int ret = s ? find_usable(s, what, name_first, snapshot, err) : 0;
     if (ret == 0)
-        ret = co_begin(node, &s, err);
+        ret = co_begin(node, state, err);
+    if (ret < 0)
+        return ret;
+    ret = find_usable(s, what, name_first, snapshot, err);
+    return ret < 0 ? co_refuse(s, ret) : 0;
+}
+
+int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *name_or_id, struct error *err)
+{
+    struct qcow2 *s;
+    struct qcow2_snapshot *snapshot;
+    int ret = co_begin_with(node, &s, name_or_id, true, &snapshot, err);
     if (ret < 0)
         return ret;
     return co_end(s, co_delete(s, (uint32_t)(snapshot - s->snapshots)), "snapshot cannot be deleted", err);
@@ -497,49 +563,47 @@ static int coroutine_fn co_clear_copied(struct qcow2 *s, const uint64_t *l1, uin
     return ret;
 }
 
-static int coroutine_fn co_apply(struct qcow2 *s, const struct qcow2_snapshot *snapshot)
+static int coroutine_fn co_apply(struct qcow2 *s, const struct qcow2_snapshot *snapshot, bool *switched)
 {
     unsigned covers = s->cluster_bits + s->l2_bits;
     uint64_t needed =
         (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0);
     uint64_t room = (max_u64(max_u64(snapshot->l1_size, s->l1_size), needed) + 64) & ~63ull, *l1, done;
-    bool switched = false;
     int ret = qcow2_co_read_table(s, snapshot->l1_offset, snapshot->l1_size, room, &l1);
     if (ret < 0)
         return ret;
-    ret = co_add_tree(s, l1, snapshot->l1_size);
+    ret = refuse_repeats(l1, snapshot->l1_size);
+    if (ret == 0)
+        ret = refuse_repeats(s->l1, s->l1_size);
+    if (ret == 0)
+        ret = co_add_tree(s, l1, snapshot->l1_size);
     if (ret == 0) {
         ret = co_clear_copied(s, l1, snapshot->l1_size);
         if (ret == 0)
-            ret = co_switch(s, l1, snapshot->l1_size, snapshot->disk_bytes, &switched);
-        if (!switched)
+            ret = co_switch(s, l1, snapshot->l1_size, snapshot->disk_bytes, switched);
+        if (!*switched)
             (void)co_walk_tree(s, l1, snapshot->l1_size, undo_reference, UINT64_MAX, &done);
     }
-    if (!switched)
+    if (!*switched)
         free(l1);
     return ret;
 }
 
 int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_name, struct error *err)
 {
-    struct qcow2 *s = qcow2_state(node);
-    struct qcow2_snapshot *snapshot = s ? qcow2_find_snapshot(s, id_or_name) : NULL;
-    if (!snapshot)
-        return error_set(err, -ENOENT, "there is no snapshot '%s'", id_or_name);
-    int ret = qcow2_check_snapshot_l1(s, snapshot, err);
-    if (ret == 0)
-        ret = co_begin(node, &s, err);
+    struct qcow2 *s;
+    struct qcow2_snapshot *snapshot;
+    int ret = co_begin_with(node, &s, id_or_name, false, &snapshot, err);
     if (ret < 0)
         return ret;
     if (snapshot->disk_bytes != s->size) {
         ret = qcow2_bitmaps_co_prepare_resize(s, snapshot->disk_bytes, err);
-        if (ret < 0) {
-            qcow2_co_unquiesce(s);
-            return error_prefix(err, ret, "snapshot cannot be applied");
-        }
+        if (ret < 0)
+            return co_refuse(s, error_prefix(err, ret, "snapshot cannot be applied"));
     }
-    ret = co_apply(s, snapshot);
-    if (ret == 0) {
+    bool switched = false;
+    ret = co_apply(s, snapshot, &switched);
+    if (switched) { /* what has failed then is giving back what was there before */
         qcow2_bitmaps_resized(s);
         qcow2_bitmaps_mark(s, 0, s->size);
     }
@@ -556,7 +620,9 @@ int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
     uint32_t entries = s->l1_size;
     uint64_t *l1 = calloc((entries + 64) & ~63u, 8);
     bool switched = false;
-    ret = l1 ? co_switch(s, l1, entries, s->size, &switched) : -ENOMEM;
+    ret = l1 ? refuse_repeats(s->l1, entries) : -ENOMEM;
+    if (ret == 0)
+        ret = co_switch(s, l1, entries, s->size, &switched);
     if (!switched)
         free(l1);
     return co_end(s, ret, "image cannot be emptied", err);

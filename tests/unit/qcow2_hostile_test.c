@@ -189,12 +189,139 @@ static void the_map_takes_no_memory_for_holes(void **state)
     qcow2_overlap_free(&s);
 }
 
+/* ---- snapshots ---- */
+
+static void write_at(uint64_t offset, uint64_t bytes, int fill)
+{
+    char *buf = malloc(bytes);
+    memset(buf, fill, bytes);
+    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
+    free(buf);
+}
+
+/* Four L2 tables, and the same in a snapshot. */
+static void four_tables(void)
+{
+    load_image(&(struct qcow2_create_options){.size = 128 << 10, .cluster_bytes = 512});
+    assert_int_equal(open_image(), 0);
+    for (uint64_t i = 0; i < 4; i++)
+        write_at(i << 15, 512, 1);
+    assert_int_equal(qcow2_co_snapshot_create(node, "one", NULL), 0);
+    for (uint64_t i = 0; i < 4; i++)
+        write_at(i << 15, 512, 2);
+    assert_int_equal(node_co_flush(node), 0);
+}
+
+static void refused(int ret, const struct error *err, uint64_t writes)
+{
+    if (ret != -EMLINK)
+        fail_msg("%d: %s", ret, err->text);
+    assert_non_null(strstr(err->text, "names one table again and again"));
+    /* Not so much as a feature bit was changed. */
+    assert_int_equal(disk.calls[FAKE_WRITE], writes);
+}
+
+static void repeats_body(void *arg)
+{
+    for (int of_snapshot = 0; of_snapshot < 2; of_snapshot++) {
+        struct error err = {""};
+        four_tables();
+        uint64_t l1 = of_snapshot ? q->snapshots[0].l1_offset : q->l1_offset;
+        assert_int_equal(node_co_close(node), 0);
+        memcpy(disk.data + l1 + 24, disk.data + l1, 8);
+        assert_int_equal(open_image(), 0);
+        uint64_t writes = disk.calls[FAKE_WRITE];
+        refused(qcow2_co_snapshot_apply(node, "one", &err), &err, writes);
+        refused(qcow2_co_snapshot_delete(node, "one", &err), &err, writes);
+        if (!of_snapshot) {
+            refused(qcow2_co_snapshot_create(node, "two", &err), &err, writes);
+            refused(qcow2_co_make_empty(node, &err), &err, writes);
+        }
+        write_at(0, 512, 3); /* it works on */
+        assert_int_equal(node_co_close(node), 0);
+        fake_disk_free(&disk);
+    }
+}
+
+static void an_l1_table_that_repeats_itself_is_not_walked(void **state)
+{
+    in_coroutine(repeats_body);
+}
+
+/* What is copied would be half a GiB here; with larger clusters and tables, TiB. */
+static void blocks_body(void *arg)
+{
+    struct error err = {""};
+    load_image(&(struct qcow2_create_options){.size = 1 << 20});
+    assert_int_equal(open_image(), 0);
+    uint64_t block = q->reftable[0], table = q->reftable_offset, entries = q->reftable_entries;
+    assert_int_equal(node_co_close(node), 0);
+    for (uint64_t i = 0; i < entries; i++)
+        put_entry(table + i * 8, block);
+    assert_int_equal(open_image(), 0);
+    uint64_t length = disk.length;
+    refused(qcow2_co_snapshot_create(node, "one", &err), &err, disk.calls[FAKE_WRITE]);
+    assert_int_equal(disk.length, length);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void a_refcount_block_is_not_copied_thousands_of_times(void **state)
+{
+    in_coroutine(blocks_body);
+}
+
+/* An entry of the layer names the refcount table: emptying the layer makes no hole there. */
+static void hole_body(void *arg)
+{
+    uint8_t table[512];
+    four_tables();
+    assert_int_equal(qcow2_co_snapshot_delete(node, "one", NULL), 0);
+    uint64_t at = q->reftable_offset, l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK;
+    assert_int_equal(node_co_close(node), 0);
+    put_entry(l2 + 8, at | QCOW2_COPIED);
+    disk.punches = true;
+    memcpy(table, disk.data + at, sizeof(table));
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(qcow2_co_make_empty(node, NULL), 0);
+    assert_true(disk.calls[FAKE_DISCARD] > 0);
+    assert_int_equal(q->reftable_offset, at);
+    assert_memory_equal(disk.data + at, table, sizeof(table));
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void no_hole_is_made_in_metadata(void **state)
+{
+    in_coroutine(hole_body);
+}
+
+/* ---- sizes ---- */
+
+static void size_body(void *arg)
+{
+    four_tables();
+    assert_int_equal(qcow2_co_grow(node, UINT64_MAX, QCOW2_PREALLOCATION_OFF, NULL), -EFBIG);
+    assert_int_equal(node_length(node), 128 << 10);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void no_size_is_rounded_up_to_nothing(void **state)
+{
+    in_coroutine(size_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_search_for_room_ends),
         cmocka_unit_test(no_image_chooses_places_in_the_map),
         cmocka_unit_test(the_map_takes_no_memory_for_holes),
+        cmocka_unit_test(an_l1_table_that_repeats_itself_is_not_walked),
+        cmocka_unit_test(a_refcount_block_is_not_copied_thousands_of_times),
+        cmocka_unit_test(no_hole_is_made_in_metadata),
+        cmocka_unit_test(no_size_is_rounded_up_to_nothing),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

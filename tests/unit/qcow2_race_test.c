@@ -339,6 +339,65 @@ static void space_that_came_back_into_use_is_not_given_back(void **state)
     in_coroutine(used_again_body);
 }
 
+/* ---- changes of the snapshots ---- */
+
+struct change {
+    int (*change)(struct node *node, const char *name, struct error *err);
+    const char *name;
+    int result;
+    bool done;
+};
+
+static void change_body(void *arg)
+{
+    struct change *change = arg;
+    change->result = change->change(node, change->name, NULL);
+    change->done = true;
+}
+
+/* Whoever waits for another's change goes by the list of snapshots that this one leaves. */
+static void snapshots_body(void *arg)
+{
+    struct change changes[] = {
+        {.change = qcow2_co_snapshot_delete, .name = "a"}, {.change = qcow2_co_snapshot_delete, .name = "c"},
+        {.change = qcow2_co_snapshot_apply, .name = "a"},  {.change = qcow2_co_snapshot_apply, .name = "b"},
+        {.change = qcow2_co_snapshot_create, .name = "d"}, {.change = qcow2_co_snapshot_delete, .name = "a"}};
+    const int results[] = {0, 0, -ENOENT, 0, 0, -ENOENT};
+    struct qcow2_snapshot_info *list;
+    size_t count;
+    begin();
+    write_at(0, CLUSTER, 0x11);
+    assert_int_equal(qcow2_co_snapshot_create(node, "a", NULL), 0);
+    write_at(0, CLUSTER, 0x22);
+    assert_int_equal(qcow2_co_snapshot_create(node, "b", NULL), 0);
+    write_at(0, CLUSTER, 0x33);
+    assert_int_equal(qcow2_co_snapshot_create(node, "c", NULL), 0);
+    disk.delay_ns = 20000;
+    for (unsigned i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
+        struct coroutine *co = co_create(change_body, &changes[i]);
+        assert_non_null(co);
+        co_enter(co);
+    }
+    for (unsigned i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
+        while (!changes[i].done)
+            co_sleep_ns(10000);
+        assert_int_equal(changes[i].result, results[i]);
+    }
+    disk.delay_ns = 0;
+    assert_int_equal(qcow2_snapshots(node, &list, &count), 0);
+    assert_int_equal(count, 2);
+    assert_string_equal(list[0].name, "b");
+    assert_string_equal(list[1].name, "d");
+    free(list);
+    assert_true(all_are(0, CLUSTER, 0x22));
+    settle_and_check(false);
+}
+
+static void a_change_of_snapshots_waits_for_another(void **state)
+{
+    in_coroutine(snapshots_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -346,6 +405,7 @@ int main(void)
         cmocka_unit_test(a_writer_that_fails_takes_nothing_from_the_other),
         cmocka_unit_test(a_discard_does_not_overtake_a_write_that_allocates),
         cmocka_unit_test(space_that_came_back_into_use_is_not_given_back),
+        cmocka_unit_test(a_change_of_snapshots_waits_for_another),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
