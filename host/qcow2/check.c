@@ -145,12 +145,14 @@ static void bad_entry(struct check *check, const char *why, uint64_t guest, uint
     check->result->corruptions++;
 }
 
-/* The last sector counts as far as the file goes. */
-static void compressed_range(struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)
+/* The last sectors need not be there. What they lie in counts all the same: it is counted down when the entry
+ * goes, and by then the file may have grown over it. */
+static void compressed_reference(struct check *check, uint64_t host, uint64_t bytes)
 {
-    qcow2_compressed_range(s, entry, host, bytes);
-    if (*host<s->file_bytes && * host + *bytes> qcow2_cluster_up(s, s->file_bytes))
-        *bytes = qcow2_cluster_up(s, s->file_bytes) - *host;
+    if (host >> check->s->cluster_bits >= check->file_clusters)
+        check_reference(check, host, bytes, "compressed cluster");
+    else if (!check->error)
+        add_references(check, host, bytes, 1);
 }
 
 static void walk_compressed(struct walk *walk, uint64_t guest, uint64_t entry, uint64_t bitmap)
@@ -165,8 +167,8 @@ static void walk_compressed(struct walk *walk, uint64_t guest, uint64_t entry, u
         bad_entry(check, "a compressed cluster has subclusters", guest, entry);
     if (entry & QCOW2_COPIED)
         bad_entry(check, "a compressed cluster is marked COPIED", guest, entry);
-    compressed_range(check->s, entry, &host, &bytes);
-    check_reference(check, host, bytes, "compressed cluster");
+    qcow2_compressed_range(check->s, entry, &host, &bytes);
+    compressed_reference(check, host, bytes);
     if (walk->active) {
         check->result->allocated_clusters++;
         check->result->compressed_clusters++;
@@ -248,7 +250,7 @@ static void coroutine_fn co_walk_again(struct check *check, uint64_t offset, uin
         uint64_t entry = be64_get(table[i * step]), host = entry & QCOW2_L2_OFFSET_MASK,
                  bytes = s->cluster_bytes;
         if (entry & QCOW2_L2_COMPRESSED)
-            compressed_range(s, entry, &host, &bytes);
+            qcow2_compressed_range(s, entry, &host, &bytes);
         else if (!host || (host & (s->cluster_bytes - 1)))
             continue;
         add_references(check, host, bytes, more);

@@ -72,7 +72,7 @@ static bool entry_reference(const struct qcow2 *s, uint64_t entry, uint64_t *hos
 {
     if (entry & QCOW2_L2_COMPRESSED) {
         qcow2_compressed_range(s, entry, host, bytes);
-        /* The last sector is only counted as far as the file goes. */
+        /* The last sectors count, whether they are there or not. */
         return *host < s->file_bytes;
     }
     *host = entry & QCOW2_L2_OFFSET_MASK;

@@ -296,6 +296,53 @@ static void no_hole_is_made_in_metadata(void **state)
     in_coroutine(hole_body);
 }
 
+/* ---- a compressed cluster that goes on behind the end of the file ---- */
+
+static uint64_t corruptions(unsigned fix)
+{
+    struct qcow2_check result = {0};
+    assert_int_equal(qcow2_co_check(node, fix, &result, NULL, NULL, NULL), 0);
+    assert_int_equal(result.leaks, 0);
+    return result.corruptions;
+}
+
+/* The cluster behind the end is counted down with the others when the entry goes: it has to be counted. */
+static void compressed_body(void *arg)
+{
+    enum { CLUSTER = 4096 };
+    uint8_t *buf = calloc(1, CLUSTER);
+    load_image(&(struct qcow2_create_options){.size = 1 << 20, .cluster_bytes = CLUSTER});
+    assert_int_equal(open_image(), 0);
+    write_at(16 * CLUSTER, CLUSTER, 0x33);
+    assert_int_equal(node_co_pwrite(node, 0, buf, CLUSTER, NODE_IO_COMPRESSED), 0);
+    uint64_t l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK;
+    assert_int_equal(node_co_close(node), 0);
+    disk.data[l2] |= 0x3c; /* as many sectors as an entry can say */
+    assert_int_equal(open_image(), 0);
+    assert_true(corruptions(0) > 0);
+    assert_int_equal(corruptions(QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS), 0);
+    write_at(1 * CLUSTER, CLUSTER, 0x11);
+    assert_int_equal(node_co_flush(node), 0);
+    assert_int_equal(node_co_pdiscard(node, 0, CLUSTER), 0);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(node_co_flush(node), 0);
+    for (unsigned i = 2; i < 8; i++)
+        write_at(i * CLUSTER, CLUSTER, 0x22);
+    assert_int_equal(node_co_pread(node, CLUSTER, buf, CLUSTER), 0);
+    assert_int_equal(buf[0], 0x11);
+    assert_int_equal(node_co_close(node), 0);
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(corruptions(0), 0);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+    free(buf);
+}
+
+static void a_check_counts_what_is_counted_down(void **state)
+{
+    in_coroutine(compressed_body);
+}
+
 /* ---- sizes ---- */
 
 static void size_body(void *arg)
@@ -321,6 +368,7 @@ int main(void)
         cmocka_unit_test(an_l1_table_that_repeats_itself_is_not_walked),
         cmocka_unit_test(a_refcount_block_is_not_copied_thousands_of_times),
         cmocka_unit_test(no_hole_is_made_in_metadata),
+        cmocka_unit_test(a_check_counts_what_is_counted_down),
         cmocka_unit_test(no_size_is_rounded_up_to_nothing),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
