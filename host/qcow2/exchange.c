@@ -67,11 +67,11 @@ static uint64_t count_blocks(const struct qcow2 *s)
     return count;
 }
 
-/* As many as the file's clusters need, and some that count what is behind its end. Who names more, one of
- * them many times, has them copied to where no disk is large enough. */
+/* Each has a cluster of its own in the file. Who names more, one of them many times, has them copied to where
+ * no disk is large enough. */
 static uint64_t most_blocks(const struct qcow2 *s)
 {
-    return (s->file_bytes >> s->cluster_bits >> s->refblock_bits) + 256;
+    return s->file_bytes >> s->cluster_bits;
 }
 
 /* Room for a copy of the refcount structures, which may grow by being asked for it. */
