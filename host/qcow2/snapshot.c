@@ -222,7 +222,7 @@ static int coroutine_fn co_begin(struct node *node, struct qcow2 **state, struct
     }
     if (s->read_only)
         return error_set(err, -EPERM, "%s: is open read-only", node->filename);
-    int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
+    int ret = __atomic_load_n(&s->prepared, __ATOMIC_ACQUIRE) ? 0 : qcow2_co_prepare_write(s);
     if (ret < 0)
         return error_set(err, ret, "%s: %s", node->filename, strerror(-ret));
     qcow2_co_quiesce(s);
@@ -436,13 +436,19 @@ static int find_usable(struct qcow2 *s, const char *what, bool name_first, struc
 }
 
 /* Is there such a one, before anything is written? And again when nobody else changes the list. */
-static int coroutine_fn co_begin_with(struct node *node, struct qcow2 **state, const char *what,
-                                      bool name_first, struct qcow2_snapshot **snapshot, struct error *err)
+static int coroutine_fn co_begin_with(struct node *node, const char *what, bool name_first,
+                                      struct qcow2_snapshot **snapshot, struct error *err)
 {
     struct qcow2 *s = qcow2_state(node);
-    int ret = s ? find_usable(s, what, name_first, snapshot, err) : 0;
+    if (!s) {
+        error_set(err, -EINVAL, "not a qcow2 image");
+        return -EINVAL;
+    }
+    co_mutex_lock(&s->header_lock); /* the list changes under it */
+    int ret = find_usable(s, what, name_first, snapshot, err);
+    co_mutex_unlock(&s->header_lock);
     if (ret == 0)
-        ret = co_begin(node, state, err);
+        ret = co_begin(node, &s, err);
     if (ret < 0)
         return ret;
     ret = find_usable(s, what, name_first, snapshot, err);
@@ -451,9 +457,9 @@ static int coroutine_fn co_begin_with(struct node *node, struct qcow2 **state, c
 
 int coroutine_fn qcow2_co_snapshot_delete(struct node *node, const char *name_or_id, struct error *err)
 {
-    struct qcow2 *s;
-    struct qcow2_snapshot *snapshot;
-    int ret = co_begin_with(node, &s, name_or_id, true, &snapshot, err);
+    struct qcow2 *s = qcow2_state(node);
+    struct qcow2_snapshot *snapshot = NULL;
+    int ret = co_begin_with(node, name_or_id, true, &snapshot, err);
     if (ret < 0)
         return ret;
     return co_end(s, co_delete(s, (uint32_t)(snapshot - s->snapshots)), "snapshot cannot be deleted", err);
@@ -545,7 +551,9 @@ static int coroutine_fn co_clear_copied(struct qcow2 *s, const uint64_t *l1, uin
         ret = node_co_pread(s->node->file, offset, buf, s->cluster_bytes);
         for (uint64_t k = 0; k < 1ull << s->l2_bits && ret == 0; k++) {
             uint64_t entry = be64_get(table[k * step]);
-            if (entry & QCOW2_COPIED) {
+            /* As in an exchange: without a cluster of its own the flag says nothing, and the table may be the
+             * active one, too. */
+            if ((entry & QCOW2_COPIED) && !(entry & QCOW2_L2_COMPRESSED) && (entry & QCOW2_L2_OFFSET_MASK)) {
                 table[k * step] = be64_put(entry & ~QCOW2_COPIED);
                 changed = true;
             }
@@ -591,9 +599,9 @@ static int coroutine_fn co_apply(struct qcow2 *s, const struct qcow2_snapshot *s
 
 int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_name, struct error *err)
 {
-    struct qcow2 *s;
-    struct qcow2_snapshot *snapshot;
-    int ret = co_begin_with(node, &s, id_or_name, false, &snapshot, err);
+    struct qcow2 *s = qcow2_state(node);
+    struct qcow2_snapshot *snapshot = NULL;
+    int ret = co_begin_with(node, id_or_name, false, &snapshot, err);
     if (ret < 0)
         return ret;
     if (snapshot->disk_bytes != s->size) {
@@ -612,7 +620,7 @@ int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_na
 
 int coroutine_fn qcow2_co_make_empty(struct node *node, struct error *err)
 {
-    struct qcow2 *s;
+    struct qcow2 *s = qcow2_state(node);
     int ret = co_begin(node, &s, err);
     if (ret < 0)
         return ret;
@@ -649,7 +657,7 @@ int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_
         return error_set(err, -EINVAL, "a backing file needs its format");
     if (backing_file && s->data_file_raw)
         return error_set(err, -EINVAL, "a backing file and a raw external data file cannot go together");
-    int ret = s->prepared ? 0 : qcow2_co_prepare_write(s);
+    int ret = __atomic_load_n(&s->prepared, __ATOMIC_ACQUIRE) ? 0 : qcow2_co_prepare_write(s);
     char *file = backing_file ? strdup(backing_file) : NULL,
          *format = backing_file ? strdup(backing_format) : NULL;
     if (ret == 0 && backing_file && (!file || !format))

@@ -271,6 +271,29 @@ static void a_refcount_block_is_not_copied_thousands_of_times(void **state)
     in_coroutine(blocks_body);
 }
 
+/* COPIED where there is no cluster: check has nothing against it, and it stays in a table that snapshot and
+ * disk have in common. */
+static void flag_body(void *arg)
+{
+    four_tables();
+    assert_int_equal(qcow2_co_snapshot_delete(node, "one", NULL), 0);
+    uint64_t l2 = q->l1[1] & QCOW2_L1_OFFSET_MASK;
+    assert_int_equal(node_co_pdiscard(node, 1 << 15, 512), 0);
+    assert_int_equal(node_co_close(node), 0);
+    put_entry(l2 + 8, QCOW2_COPIED);
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(qcow2_co_snapshot_create(node, "two", NULL), 0);
+    assert_int_equal(qcow2_co_snapshot_apply(node, "two", NULL), 0);
+    write_at(1 << 15, 1024, 3);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+static void a_flag_without_a_cluster_is_no_damage(void **state)
+{
+    in_coroutine(flag_body);
+}
+
 /* An entry of the layer names the refcount table: emptying the layer makes no hole there. */
 static void hole_body(void *arg)
 {
@@ -367,6 +390,7 @@ int main(void)
         cmocka_unit_test(the_map_takes_no_memory_for_holes),
         cmocka_unit_test(an_l1_table_that_repeats_itself_is_not_walked),
         cmocka_unit_test(a_refcount_block_is_not_copied_thousands_of_times),
+        cmocka_unit_test(a_flag_without_a_cluster_is_no_damage),
         cmocka_unit_test(no_hole_is_made_in_metadata),
         cmocka_unit_test(a_check_counts_what_is_counted_down),
         cmocka_unit_test(no_size_is_rounded_up_to_nothing),
