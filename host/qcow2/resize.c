@@ -180,6 +180,8 @@ static int coroutine_fn co_grow(struct qcow2 *s, uint64_t bytes)
 static int coroutine_fn co_shrink(struct qcow2 *s, uint64_t bytes)
 {
     uint64_t start = qcow2_cluster_up(s, bytes), end = qcow2_cluster_up(s, node_length(s->node));
+    /* What is dropped has changed, even if the size then can't. */
+    qcow2_bitmaps_mark(s, bytes, node_length(s->node) - bytes);
     int ret = start < end ? qcow2_co_drop_range(s, start, end, false) : 0;
     if (ret == 0)
         ret = co_set_size(s, bytes);

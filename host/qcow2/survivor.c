@@ -497,7 +497,8 @@ int coroutine_fn survivor_co_recover(struct qcow2 *s, const char *dir, struct er
     size_t bytes = (size_t)st.st_size;
     struct head *head = mmap(NULL, bytes, PROT_READ, MAP_SHARED, s->survivor->fd, 0);
     if (head == MAP_FAILED)
-        return 0;
+        return error_set(err, -errno, "what a killed process left in '%s' cannot be read: %s",
+                         s->survivor->path, strerror(errno));
     if (head_fits(s, head, bytes))
         ret = co_recover_from(s, head, err);
     munmap(head, bytes);

@@ -26,7 +26,7 @@ struct survivor;
 
 /* After the header was read, before any table is: takes the file in DIR and, if a killed process has left
  * something in it, writes that back. No file to be had is no error: it is said, and the image is used
- * without. An error of writing back is one, with ERR. */
+ * without. What was left and cannot be read or written back is one, with ERR. */
 int coroutine_fn survivor_co_recover(struct qcow2 *s, const char *dir, struct error *err);
 
 /* At the end of open: the caches, clean and unused by others so far, live in the file from now on. */

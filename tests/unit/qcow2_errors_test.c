@@ -701,8 +701,8 @@ static void errors_of_an_external_data_file(void **state)
 
 /* ---- a snapshot that was applied, though not all of what was there before could be given back ---- */
 
-/* Is all of the disk marked in the image's bitmap, and that one good? */
-static bool bitmap_is_all_ones(void)
+/* Where the table of the image's bitmap lies, and is it good? */
+static uint64_t bitmap_table(bool *good)
 {
     struct qcow2_bitmaps_extension h;
     struct qcow2_bitmap_info *list;
@@ -712,9 +712,25 @@ static bool bitmap_is_all_ones(void)
     memcpy(&h, ext->data, sizeof(h));
     assert_int_equal(qcow2_co_bitmaps(node, &list, &count, NULL), 0);
     assert_int_equal(count, 1);
-    bool good = !list[0].in_use;
+    *good = !list[0].in_use;
     free(list);
-    return good && field((unsigned)field((unsigned)be64_get(h.directory_offset))) == QCOW2_BITMAP_ALL_ONES;
+    return field((unsigned)be64_get(h.directory_offset));
+}
+
+static bool bitmap_is_all_ones(void)
+{
+    bool good;
+    uint64_t table = bitmap_table(&good);
+    return good && field((unsigned)table) == QCOW2_BITMAP_ALL_ONES;
+}
+
+/* Granules of 64 KiB */
+static bool bitmap_has(uint64_t offset)
+{
+    bool good;
+    uint64_t entry = field((unsigned)bitmap_table(&good)), bit = offset / (64 * KIB);
+    return good && (entry & QCOW2_BITMAP_ALL_ONES ||
+                    (entry && disk.data[(entry & QCOW2_BITMAP_OFFSET_MASK) + bit / 8] >> bit % 8 & 1));
 }
 
 static void half_applied_body(void *arg)
@@ -758,13 +774,63 @@ static void bitmaps_follow_a_snapshot_that_was_half_applied(void **state)
         skip();
 }
 
+/* ---- a disk of which the end was dropped, and whose size then could not be changed ---- */
+
+/* What reads as zeroes then is marked in the bitmap. */
+static void half_shrunk_body(void *arg)
+{
+    const struct update with_bitmap = {.options = BIG, .bitmap = true};
+    unsigned dropped = 0;
+    bool more = load_file(&with_bitmap);
+    skipped = !more;
+    for (uint64_t n = 0; more; n++) {
+        fresh_disk();
+        assert_int_equal(co_open(false), 0);
+        assert_int_equal(write_at(0, 512 * KIB, 3), 0);
+        bool good;
+        uint64_t table = bitmap_table(&good);
+        assert_int_equal(node_co_close(node), 0);
+        set_field(table, 0); /* as if a backup had been made */
+        assert_int_equal(co_open(false), 0);
+        assert_false(bitmap_has(256 * KIB));
+        disk.error[FAKE_WRITE] = -EIO;
+        uint64_t fails = disk.calls[FAKE_WRITE] + n;
+        disk.error_skip[FAKE_WRITE] = fails;
+        disk.error_times[FAKE_WRITE] = 1;
+        int ret = shrink();
+        more = disk.calls[FAKE_WRITE] > fails;
+        memset(disk.error, 0, sizeof(disk.error));
+        uint8_t byte = 3;
+        if (ret < 0 && node_length(node) == 4 * MIB)
+            assert_int_equal(node_co_pread(node, 256 * KIB, &byte, 1), 0);
+        assert_int_equal(node_co_close(node), 0);
+        assert_int_equal(co_open(false), 0);
+        if (byte == 0) {
+            assert_true(bitmap_has(256 * KIB));
+            dropped++;
+        }
+        assert_int_equal(node_co_close(node), 0);
+        fake_disk_free(&disk);
+    }
+    assert_true(skipped || dropped);
+    free(image);
+}
+
+static void bitmaps_follow_a_disk_that_was_half_shrunk(void **state)
+{
+    assert_int_equal(loop_run_coroutine(loop, half_shrunk_body, NULL), 0);
+    if (skipped)
+        skip();
+}
+
 int main(int argc, char **argv)
 {
-    struct CMUnitTest tests[sizeof(updates) / sizeof(updates[0]) + 2];
+    struct CMUnitTest tests[sizeof(updates) / sizeof(updates[0]) + 3];
     size_t count = 0;
     if (argc == 1) {
         tests[count++] = (struct CMUnitTest)cmocka_unit_test(errors_of_an_external_data_file);
         tests[count++] = (struct CMUnitTest)cmocka_unit_test(bitmaps_follow_a_snapshot_that_was_half_applied);
+        tests[count++] = (struct CMUnitTest)cmocka_unit_test(bitmaps_follow_a_disk_that_was_half_shrunk);
     }
     for (size_t i = 0; i < sizeof(updates) / sizeof(updates[0]); i++) {
         if (argc > 1 && !strstr(updates[i].name, argv[1]))

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -230,6 +231,24 @@ static void looks(void *arg)
     check(node_co_close(node) == 0, "closing");
 }
 
+/* What was left is larger than the memory that may be used. */
+static void finds_no_memory(void *arg)
+{
+    struct open_options options = {.format = "qcow2", .survive_dir = dir};
+    struct node *node = NULL;
+    struct error err = {""};
+    struct rlimit limit;
+    unsigned long pages = 0;
+    FILE *statm = fopen("/proc/self/statm", "re");
+
+    check(statm && fscanf(statm, "%lu", &pages) == 1, "reading the size of memory");
+    fclose(statm);
+    limit.rlim_cur = limit.rlim_max = pages * (rlim_t)sysconf(_SC_PAGESIZE) + (512u << 20);
+    check(setrlimit(RLIMIT_AS, &limit) == 0, "limiting memory");
+    check(node_co_open(image, &options, &node, &err) == -ENOMEM, "being refused");
+    check(strstr(err.text, "what a killed process left in ") != NULL, err.text);
+}
+
 /* STEP in a process of its own; returns what it has seen. */
 static uint8_t run(void (*step)(void *), bool with_survivor)
 {
@@ -333,6 +352,19 @@ static void nothing_is_lost_when_the_log_is_full(void **state)
     assert_int_equal(run(looks_at_many, true), 1);
 }
 
+static void what_cannot_be_read_is_not_written_over(void **state)
+{
+    char command[160];
+
+    run(discards_and_dies, true);
+    snprintf(command, sizeof(command), "truncate -s +1G '%s'/ringside-*", dir);
+    assert_int_equal(system(command), 0);
+    run(finds_no_memory, true);
+    snprintf(command, sizeof(command), "truncate -s -1G '%s'/ringside-*", dir);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(run(looks, true), 0);
+}
+
 /* Within the seconds in which the file's time proves nothing. */
 static void it_does_not_refer_to_what_was_mended_as_a_leak(void **state)
 {
@@ -351,6 +383,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
         cmocka_unit_test_setup_teardown(a_write_that_failed_half_way_costs_nothing, begin, end),
         cmocka_unit_test_setup_teardown(nothing_is_lost_when_the_log_is_full, begin, end),
+        cmocka_unit_test_setup_teardown(what_cannot_be_read_is_not_written_over, begin, end),
         cmocka_unit_test_setup_teardown(it_does_not_refer_to_what_was_mended_as_a_leak, begin, end),
     };
 
