@@ -135,8 +135,8 @@ int qcow2_check_snapshot_l1(struct qcow2 *s, const struct qcow2_snapshot *snapsh
         why = "is not cluster aligned";
     else if (snapshot->l1_offset < s->cluster_bytes && bytes)
         why = "lies on the header";
-    else if (snapshot->l1_offset > s->file_bytes ||
-             bytes > qcow2_cluster_up(s, s->file_bytes) - snapshot->l1_offset)
+    else if (bytes && (snapshot->l1_offset > s->file_bytes ||
+                       bytes > qcow2_cluster_up(s, s->file_bytes) - snapshot->l1_offset))
         why = "lies beyond the end of the file";
     else if (snapshot->disk_bytes > INT64_MAX ||
              (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0) >

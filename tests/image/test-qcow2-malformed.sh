@@ -211,6 +211,13 @@ ok "J7 snapshot's L1 beyond the file: only its use fails" snapshot_only snap:0:8
 ok "J7 snapshot's L1 huge: only its use fails" snapshot_only snap:8:4=0xffffffff
 ok "J7 snapshot's L1 too small: only its use fails" snapshot_only snap:8:4=0
 
+empty_l1() { # a table without entries is nowhere
+    qemu-img create -q -f qcow2 bad.qcow2 0 && "$poke" bad.qcow2 l1_table_offset=0x1401000000000000 l1_size=0 &&
+        "$tool" snapshot bad.qcow2 create one && "$img" check -q bad.qcow2 && qemu-img check -q bad.qcow2 &&
+        "$img" resize bad.qcow2 1M && "$tool" write bad.qcow2 0 4096 && "$tool" snapshot bad.qcow2 apply one &&
+        "$tool" snapshot bad.qcow2 delete one && "$img" check -q bad.qcow2 && qemu-img check -q bad.qcow2
+}
+ok "J7 a snapshot of a disk of no bytes: made, applied, deleted" empty_l1
 # Thousands of them would keep a check busy for days: they are not read.
 says_overlapping() { # IMAGE PLACES PATTERN
     cp "$1" bad.qcow2
