@@ -605,6 +605,12 @@ int coroutine_fn qcow2_co_snapshot_apply(struct node *node, const char *id_or_na
     if (ret < 0)
         return ret;
     if (snapshot->disk_bytes != s->size) {
+        /* There the size of a snapshot may be nowhere else: another one's would change with the disk's. */
+        if (s->version < 3)
+            return co_refuse(s,
+                             error_set(err, -ENOTSUP,
+                                       "snapshot cannot be applied: it has another size than the disk, and a "
+                                       "version 2 image with snapshots cannot be resized"));
         ret = qcow2_bitmaps_co_prepare_resize(s, snapshot->disk_bytes, err);
         if (ret < 0)
             return co_refuse(s, error_prefix(err, ret, "snapshot cannot be applied"));

@@ -218,6 +218,15 @@ empty_l1() { # a table without entries is nowhere
         "$tool" snapshot bad.qcow2 delete one && "$img" check -q bad.qcow2 && qemu-img check -q bad.qcow2
 }
 ok "J7 a snapshot of a disk of no bytes: made, applied, deleted" empty_l1
+other_size() { # version 2: the size of the others may be the disk's
+    qemu-img create -q -f qcow2 -o compat=0.10 bad.qcow2 1M && qemu-img snapshot -c one bad.qcow2 &&
+        qemu-img snapshot -c two bad.qcow2 && "$poke" bad.qcow2 snap:48:8=2097152 || return 1
+    "$tool" snapshot bad.qcow2 apply one
+    [ $? -eq 1 ] || return 1
+    qemu-img snapshot -a one bad.qcow2
+    [ $? -eq 1 ] && "$img" check -q bad.qcow2
+}
+ok "J4 version 2: a snapshot of another size is not applied" other_size
 # Thousands of them would keep a check busy for days: they are not read.
 says_overlapping() { # IMAGE PLACES PATTERN
     cp "$1" bad.qcow2
