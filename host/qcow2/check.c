@@ -218,16 +218,22 @@ static void walk_entry(struct walk *walk, uint64_t guest, uint64_t entry, uint64
     }
 }
 
+static bool coroutine_fn co_read_l2(struct check *check, uint64_t offset, uint8_t *buf)
+{
+    if (node_co_pread(check->s->node->file, offset, buf, check->s->cluster_bytes) == 0)
+        return true;
+    check_say(check, "ERROR: I/O error reading the L2 table at 0x%llx", (unsigned long long)offset);
+    check->result->check_errors++;
+    return false;
+}
+
 static void coroutine_fn co_walk_l2(struct walk *walk, uint64_t offset, uint64_t guest, uint8_t *buf)
 {
     struct check *check = walk->check;
     struct qcow2 *s = check->s;
     unsigned step = s->extended_l2 ? 2 : 1;
-    if (node_co_pread(s->node->file, offset, buf, s->cluster_bytes) < 0) {
-        check_say(check, "ERROR: I/O error reading the L2 table at 0x%llx", (unsigned long long)offset);
-        check->result->check_errors++;
+    if (!co_read_l2(check, offset, buf))
         return;
-    }
     const be64 *table = (const be64 *)(const void *)buf;
     walk->expected = 0; /* each table by itself, as qemu-img counts it */
     for (uint64_t i = 0; i < 1ull << s->l2_bits; i++) {
@@ -242,8 +248,7 @@ static void coroutine_fn co_walk_again(struct check *check, uint64_t offset, uin
 {
     struct qcow2 *s = check->s;
     unsigned step = s->extended_l2 ? 2 : 1;
-    if (s->data != s->node->file || s->data_missing ||
-        node_co_pread(s->node->file, offset, buf, s->cluster_bytes) < 0)
+    if (s->data != s->node->file || s->data_missing || !co_read_l2(check, offset, buf))
         return;
     const be64 *table = (const be64 *)(const void *)buf;
     for (uint64_t i = 0; i < 1ull << s->l2_bits && !check->error; i++) {

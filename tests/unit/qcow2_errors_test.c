@@ -351,6 +351,8 @@ static const struct update updates[] = {
      .advice = true},
     {"check -r: leaks given back", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_snapshots, leaked_cluster, mend,
      .advice = true, .check_only = true},
+    {"check -r: leaks given back, tables shared", QCOW2_OL_REFCOUNT_BLOCK, BIG, a_snapshot, leaked_cluster,
+     mend, .advice = true, .check_only = true},
     {"check -r: refcount structures rebuilt", QCOW2_OL_REFCOUNT_BLOCK, BIG, some_data, forgotten_blocks, mend,
      .check_only = true},
     {"check -r: the header names them", QCOW2_OL_MAIN_HEADER, BIG, some_data, forgotten_blocks, mend,
