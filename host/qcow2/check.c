@@ -145,6 +145,13 @@ static void bad_entry(struct check *check, const char *why, uint64_t guest, uint
     check->result->corruptions++;
 }
 
+/* Does something of another class than OWN lie there? Refcounts may agree with that all the same, but a copy
+ * of the table that is made by then counts what it names once more. Nobody changes the map during a check. */
+static bool lies_on_metadata(const struct check *check, uint64_t host, uint64_t bytes, enum qcow2_overlap own)
+{
+    return qcow2_overlap_check(check->s, host, bytes, own, NULL) != QCOW2_OL_NONE;
+}
+
 /* The last sectors need not be there. What they lie in counts all the same: it is counted down when the entry
  * goes, and by then the file may have grown over it. */
 static void compressed_reference(struct check *check, uint64_t host, uint64_t bytes)
@@ -168,6 +175,8 @@ static void walk_compressed(struct walk *walk, uint64_t guest, uint64_t entry, u
     if (entry & QCOW2_COPIED)
         bad_entry(check, "a compressed cluster is marked COPIED", guest, entry);
     qcow2_compressed_range(check->s, entry, &host, &bytes);
+    if (lies_on_metadata(check, host, bytes, QCOW2_OL_NONE))
+        bad_entry(check, "the data lie on metadata", guest, entry);
     compressed_reference(check, host, bytes);
     if (walk->active) {
         check->result->allocated_clusters++;
@@ -208,6 +217,8 @@ static void walk_entry(struct walk *walk, uint64_t guest, uint64_t entry, uint64
         if (host != guest)
             bad_entry(check, "in an external data file a cluster lies at its guest offset", guest, entry);
     } else {
+        if (lies_on_metadata(check, host, s->cluster_bytes, QCOW2_OL_NONE))
+            bad_entry(check, "the data lie on metadata", guest, entry);
         check_reference(check, host, s->cluster_bytes, "data cluster");
     }
     if (walk->active) {
@@ -294,6 +305,11 @@ static void coroutine_fn co_walk_l1(struct check *check, const uint64_t *l1, uin
                       (unsigned long long)i, (unsigned long long)l1[i]);
             check->result->corruptions++;
             continue;
+        }
+        if (lies_on_metadata(check, offset, s->cluster_bytes, QCOW2_OL_ACTIVE_L2)) {
+            check_say(check, "ERROR: L1 entry %llu is 0x%llx: the L2 table lies on other metadata",
+                      (unsigned long long)i, (unsigned long long)l1[i]);
+            check->result->corruptions++;
         }
         check_reference(check, offset, s->cluster_bytes, "L2 table");
         if (offset >> s->cluster_bits >= check->file_clusters)

@@ -278,6 +278,18 @@ no_bitmap() { # PLACES: the bitmap is not stored there, and the disk stays as it
 ok "C7 a bitmap whose data lie on the L1 table: not stored" no_bitmap table:0=0x30000
 ok "C7 a bitmap whose data lie on an L2 table: not stored" no_bitmap table:0=0x40000
 
+cross_link() { # PLACES PATTERN: counted right, and damaged all the same
+    cp v3.qcow2 bad.qcow2
+    "$poke" bad.qcow2 $1 || return 1
+    "$img" check -r all bad.qcow2 >said 2>&1
+    "$img" check bad.qcow2 >said 2>&1
+    local status=$?
+    cat said
+    [ $status -eq 2 ] && grep -q "$2" said
+}
+ok "E8 data on an L2 table: not called sound, whatever the refcounts" cross_link "l2:$((2 * G))=0x40000" "the data lie on metadata"
+ok "E8 an L2 table on the L1 table: the same" cross_link "l1:0=0x30000" "the L2 table lies on other metadata"
+
 # ---- data file, backing ----
 named() {
     cp data.qcow2 bad.qcow2
