@@ -95,17 +95,17 @@ static __attribute__((noinline)) int coroutine_fn continue_transfer(struct posix
     }
 }
 
-static int posix_co_preadv(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset,
-                           uint64_t bytes)
+/* Field by field: an initializer would clear the engine's own words, too. */
+static inline int coroutine_fn transfer(struct posix_file *posix, enum aio_op op, const struct iovec *iov,
+                                        unsigned niov, uint64_t offset, uint64_t bytes, bool fua)
 {
-    struct posix_file *posix = posix_file(file);
     struct aio_request request;
     int64_t n;
 
     if (!bytes)
         return 0;
-    request.op = AIO_OP_READ;
-    request.fua = false;
+    request.op = op;
+    request.fua = fua;
     request.fd = posix->fd;
     request.iov = iov;
     request.niov = niov;
@@ -115,24 +115,16 @@ static int posix_co_preadv(struct host_file *file, const struct iovec *iov, unsi
     return n == (int64_t)bytes ? 0 : continue_transfer(posix, &request, bytes, n);
 }
 
+static int posix_co_preadv(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset,
+                           uint64_t bytes)
+{
+    return transfer(posix_file(file), AIO_OP_READ, iov, niov, offset, bytes, false);
+}
+
 static int posix_co_pwritev(struct host_file *file, const struct iovec *iov, unsigned niov, uint64_t offset,
                             uint64_t bytes, bool fua)
 {
-    struct posix_file *posix = posix_file(file);
-    struct aio_request request;
-    int64_t n;
-
-    if (!bytes)
-        return 0;
-    request.op = AIO_OP_WRITE;
-    request.fua = fua;
-    request.fd = posix->fd;
-    request.iov = iov;
-    request.niov = niov;
-    request.offset = offset;
-    request.no_nowait = &posix->no_nowait;
-    n = posix->co_submit(&request);
-    return n == (int64_t)bytes ? 0 : continue_transfer(posix, &request, bytes, n);
+    return transfer(posix_file(file), AIO_OP_WRITE, iov, niov, offset, bytes, fua);
 }
 
 static int posix_co_fdatasync(struct host_file *file)
