@@ -4,20 +4,53 @@
  */
 #include "tests/unit/aio_rig.h"
 
+/* A file of so many BYTES where linux-aio can be had, for requests of a loop that has not made any. */
+static void begin(struct many *m, unsigned bytes)
+{
+    memset(m, 0, sizeof(*m));
+    if (laio_probe() < 0)
+        skip();
+    fresh_loop();
+    make_file(directories[1], bytes);
+    m->file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
+    if (!m->file)
+        skip();
+    m->buffer = buffer_of(64 * 4096);
+}
+
+static void end(struct many *m)
+{
+    fresh_loop();
+    host_file_close(m->file);
+    free(m->buffer);
+    unlink(path);
+}
+
+/* N reads at the same time. */
+static void run(struct many *m, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        co_enter(co_create(one_of_many, m));
+    while (m->ended < n)
+        loop_turn(loop, true);
+}
+
+static void one_after_another(struct many *m, unsigned first, unsigned behind)
+{
+    for (unsigned i = first; i < behind; i++) {
+        co_enter(co_create(one_of_many, m));
+        while (m->ended <= i)
+            loop_turn(loop, true);
+    }
+}
+
 /* The first eight go ahead, so that the disk has something to do; the rest goes when the turn ends. */
 static void a_turn_is_two_system_calls_and_completions_are_none(void **state)
 {
     struct aio_stats before, after;
-    struct many m = {0};
+    struct many m;
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
-    make_file(directories[1], FILE_BYTES);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(64 * 4096);
+    begin(&m, FILE_BYTES);
     aio_stats(&before);
     for (unsigned i = 0; i < 32; i++) {
         aio_stats(&after);
@@ -30,9 +63,7 @@ static void a_turn_is_two_system_calls_and_completions_are_none(void **state)
     assert_int_equal(after.requests - before.requests, 32);
     assert_int_equal(after.submit_syscalls - before.submit_syscalls, 2);
     assert_int_equal(after.getevents_syscalls - before.getevents_syscalls, 0);
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 /* Each completion starts the next: on tmpfs they are all complete when io_submit returns. */
@@ -56,18 +87,11 @@ static void tick(void *opaque)
 
 static void synchronous_completions_neither_recurse_nor_starve_timers(void **state)
 {
-    struct many m = {0};
+    struct many m;
     unsigned fired = 0;
     struct loop_timer timer = {.fire = tick, .opaque = &fired};
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
-    make_file(directories[1], 4096);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(4096);
+    begin(&m, 4096);
     loop_timer_arm(loop, &timer, world_now_ns());
     for (unsigned i = 0; i < 4; i++)
         co_enter(co_create(chain, &m));
@@ -77,9 +101,7 @@ static void synchronous_completions_neither_recurse_nor_starve_timers(void **sta
     while (m.ended < 4)
         loop_turn(loop, true);
     assert_int_equal(m.failed, 0);
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 /* As many at a time as one io_getevents takes. */
@@ -117,18 +139,11 @@ static int getevents_beside_other_work(io_context_t context, long min, long max,
 
 static void nor_do_they_where_the_ring_is_not_mapped(void **state)
 {
-    struct many m = {0};
+    struct many m;
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
+    begin(&m, 4096);
     laio_kernel.mapped_ring = false;
     laio_kernel.getevents = getevents_beside_other_work;
-    make_file(directories[1], 4096);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(4096);
     worked_beside = &m;
     for (unsigned i = 0; i < 128; i++)
         co_enter(co_create(short_chain, &m));
@@ -136,10 +151,7 @@ static void nor_do_they_where_the_ring_is_not_mapped(void **state)
         loop_turn(loop, true);
     assert_int_equal(m.failed, 0);
     assert_int_equal(ended_before_other_work, 0);
-    fresh_loop();
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 static int submit_calls, submit_refuse, submit_error, submit_at_most;
@@ -164,29 +176,16 @@ static int submit_with_faults(io_context_t context, long n, struct iocb **iocbs)
 
 static void fault_case(struct many *m, unsigned n)
 {
-    memset(m, 0, sizeof(*m));
-    make_file(directories[1], FILE_BYTES);
-    m->file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m->file)
-        skip();
-    m->buffer = buffer_of(64 * 4096);
+    begin(m, FILE_BYTES);
     laio_kernel.submit = submit_with_faults;
-    for (unsigned i = 0; i < n; i++)
-        co_enter(co_create(one_of_many, m));
-    while (m->ended < n)
-        loop_turn(loop, true);
-    laio_kernel = kernel;
-    host_file_close(m->file);
-    free(m->buffer);
-    unlink(path);
+    run(m, n);
+    end(m);
 }
 
 static void eagain_with_nothing_in_flight_is_tried_again(void **state)
 {
     struct many m;
 
-    if (laio_probe() < 0)
-        skip();
     submit_refuse = 3;
     fault_case(&m, 8);
     assert_int_equal(m.failed, 0);
@@ -197,8 +196,6 @@ static void a_partial_submit_is_continued(void **state)
 {
     struct many m;
 
-    if (laio_probe() < 0)
-        skip();
     submit_at_most = 3;
     fault_case(&m, 50);
     submit_at_most = 0;
@@ -209,8 +206,6 @@ static void an_error_of_submit_fails_the_first_request_only(void **state)
 {
     struct many m;
 
-    if (laio_probe() < 0)
-        skip();
     submit_error = -EFAULT;
     fault_case(&m, 50);
     assert_int_equal(m.failed, 1);
@@ -241,42 +236,21 @@ static int submit_late(io_context_t context, long n, struct iocb **iocbs)
 
 static void a_file_system_that_stops_being_synchronous_loses_no_request(void **state)
 {
-    struct many m = {0};
+    struct many m;
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
-    make_file(directories[1], FILE_BYTES);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(64 * 4096);
+    begin(&m, FILE_BYTES);
     /* Synchronous for long enough that nobody waits for the eventfd any more. */
-    for (unsigned i = 0; i < 64; i++) {
-        co_enter(co_create(one_of_many, &m));
-        while (m.ended <= i)
-            loop_turn(loop, true);
-    }
+    one_after_another(&m, 0, 64);
     assert_int_equal(m.failed, 0);
     for (unsigned round = 0; round < 3; round++) {
         m.started = m.ended = 0;
         laio_kernel.submit = submit_late;
-        for (unsigned i = 0; i < 8; i++)
-            co_enter(co_create(one_of_many, &m));
-        while (m.ended < 8)
-            loop_turn(loop, true);
+        run(&m, 8);
         laio_kernel.submit = kernel.submit;
         assert_int_equal(m.failed, 0);
-        for (unsigned i = 8; i < 64; i++) {
-            co_enter(co_create(one_of_many, &m));
-            while (m.ended <= i)
-                loop_turn(loop, true);
-        }
+        one_after_another(&m, 8, 64);
     }
-    fresh_loop();
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 /* The kernel moves the data inside io_submit then: it gets few at a time, and those that are done go on. */
@@ -294,31 +268,17 @@ static int submit_watched(io_context_t context, long n, struct iocb **iocbs)
 static void what_is_synchronous_goes_in_small_batches(void **state)
 {
     struct aio_stats before, after;
-    struct many m = {0};
+    struct many m;
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
-    make_file(directories[1], FILE_BYTES);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(64 * 4096);
+    begin(&m, FILE_BYTES);
     /* As tmpfs is, on any file system: everything has ended when io_submit returns. */
-    for (unsigned i = 0; i < 64; i++) {
-        co_enter(co_create(one_of_many, &m));
-        while (m.ended <= i)
-            loop_turn(loop, true);
-    }
+    one_after_another(&m, 0, 64);
     m.started = m.ended = 0;
     watched = &m;
     largest_batch = 0;
     laio_kernel.submit = submit_watched;
     aio_stats(&before);
-    for (unsigned i = 0; i < 48; i++)
-        co_enter(co_create(one_of_many, &m));
-    while (m.ended < 48)
-        loop_turn(loop, true);
+    run(&m, 48);
     aio_stats(&after);
     laio_kernel = kernel;
     assert_int_equal(m.failed, 0);
@@ -327,10 +287,7 @@ static void what_is_synchronous_goes_in_small_batches(void **state)
     assert_int_equal(largest_batch, 16);
     assert_int_equal(after.submit_syscalls - before.submit_syscalls, 3);
     assert_int_equal(ended_before_last, 32);
-    fresh_loop();
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 static int setup_refuses(int max_events, io_context_t *context)
@@ -368,14 +325,9 @@ static void a_probe_gives_nothing_back(void **state)
 /* (The last test: it is so for the rest of the process.) */
 static void loops_of_a_process_that_ends_give_nothing_back(void **state)
 {
-    struct many m = {0};
+    struct many m;
 
-    fresh_loop();
-    make_file(directories[1], FILE_BYTES);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(64 * 4096);
+    begin(&m, FILE_BYTES);
     laio_kernel.destroy = destroy_counted;
     for (unsigned ends = 0; ends < 2; ends++) {
         destructions = 0;
@@ -389,35 +341,19 @@ static void loops_of_a_process_that_ends_give_nothing_back(void **state)
         assert_int_equal(destructions, !ends);
         loop = loop_create("test", NULL);
     }
-    fresh_loop();
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 static void a_loop_without_a_context_still_does_io(void **state)
 {
-    struct many m = {0};
+    struct many m;
 
-    if (laio_probe() < 0)
-        skip();
-    fresh_loop();
-    make_file(directories[1], FILE_BYTES);
-    m.file = open_file(HOST_FILE_DIRECT, AIO_NATIVE);
-    if (!m.file)
-        skip();
-    m.buffer = buffer_of(64 * 4096);
+    begin(&m, FILE_BYTES);
     laio_kernel.setup = setup_refuses;
-    for (unsigned i = 0; i < 4; i++)
-        co_enter(co_create(one_of_many, &m));
-    while (m.ended < 4)
-        loop_turn(loop, true);
+    run(&m, 4);
     assert_int_equal(m.failed, 0);
     assert_int_equal(laio_probe(), -EAGAIN);
-    fresh_loop();
-    host_file_close(m.file);
-    free(m.buffer);
-    unlink(path);
+    end(&m);
 }
 
 int main(void)
