@@ -15,35 +15,15 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/block/inject.h"
-#include "host/qcow2/qcow2_state.h"
-#include "tests/unit/fake_disk.h"
-#include "tests/unit/loop_rig.h"
-
-#define KIB 1024u
-#define MIB (1024u * 1024u)
-
-static struct fake_disk disk;
-static struct node *node;
-static struct qcow2 *q;
+#include "tests/unit/qcow2_rig.h"
 
 /* ---- what is done ---- */
-
-static int write_at(uint64_t offset, uint64_t bytes, int fill)
-{
-    char *buf = malloc(bytes);
-    memset(buf, fill, bytes);
-    int ret = node_co_pwrite(node, offset, buf, bytes, 0);
-    free(buf);
-    return ret;
-}
 
 static int compressed_at(uint64_t offset, int seed)
 {
@@ -69,32 +49,32 @@ static int coroutine_fn nothing(void)
 
 static int coroutine_fn some_data(void)
 {
-    int ret = write_at(0, 64 * KIB, 1);
+    int ret = write_some(0, 64 * KIB, 1);
     return first(ret, node_co_flush(node));
 }
 
 static int coroutine_fn one_snapshot(void)
 {
     struct error err;
-    int ret = write_at(0, 64 * KIB, 1);
+    int ret = write_some(0, 64 * KIB, 1);
     return first(ret, qcow2_co_snapshot_create(node, "one", &err));
 }
 
 static int coroutine_fn some_snapshots(void)
 {
     struct error err;
-    int ret = write_at(0, 256 * KIB, 1);
+    int ret = write_some(0, 256 * KIB, 1);
     ret = first(ret, qcow2_co_snapshot_create(node, "one", &err));
-    ret = first(ret, write_at(32 * KIB, 64 * KIB, 2));
+    ret = first(ret, write_some(32 * KIB, 64 * KIB, 2));
     ret = first(ret, qcow2_co_snapshot_create(node, "two", &err));
-    ret = first(ret, write_at(128 * KIB, 16 * KIB, 3));
+    ret = first(ret, write_some(128 * KIB, 16 * KIB, 3));
     return first(ret, node_co_flush(node));
 }
 
 static int coroutine_fn a_snapshot(void)
 {
     struct error err;
-    int ret = write_at(0, 64 * KIB, 1);
+    int ret = write_some(0, 64 * KIB, 1);
     ret = first(ret, qcow2_co_snapshot_create(node, "one", &err));
     /* Again, so that the L2 tables are shared. */
     ret = first(ret, qcow2_co_snapshot_create(node, "two", &err));
@@ -103,7 +83,7 @@ static int coroutine_fn a_snapshot(void)
 
 static int coroutine_fn many_blocks(void)
 {
-    int ret = write_at(0, 1900 * KIB, 1);
+    int ret = write_some(0, 1900 * KIB, 1);
     return first(ret, node_co_flush(node));
 }
 
@@ -117,27 +97,27 @@ static int coroutine_fn some_compressed(void)
 
 static int coroutine_fn write_next(void)
 {
-    return write_at(64 * KIB, 8 * KIB, 7);
+    return write_some(64 * KIB, 8 * KIB, 7);
 }
 
 static int coroutine_fn write_far(void)
 {
-    return write_at(3 * MIB + 512, 8 * KIB, 7);
+    return write_some(3 * MIB + 512, 8 * KIB, 7);
 }
 
 static int coroutine_fn write_more(void)
 {
-    return write_at(3 * MIB, 48 * KIB, 7);
+    return write_some(3 * MIB, 48 * KIB, 7);
 }
 
 static int coroutine_fn write_over(void)
 {
-    return write_at(8 * KIB, 20 * KIB, 7);
+    return write_some(8 * KIB, 20 * KIB, 7);
 }
 
 static int coroutine_fn write_much(void)
 {
-    return write_at(1900 * KIB, 200 * KIB, 7);
+    return write_some(1900 * KIB, 200 * KIB, 7);
 }
 
 static int coroutine_fn compress_more(void)
@@ -218,7 +198,7 @@ static int coroutine_fn change_backing(void)
 static int coroutine_fn set_corrupt(void)
 {
     (void)qcow2_co_corrupt(q, "as a test");
-    return write_at(0, 512, 1);
+    return write_some(0, 512, 1);
 }
 
 static int coroutine_fn mend(void)
@@ -231,19 +211,6 @@ static int coroutine_fn mend(void)
 
 /* ---- what is done to the file behind the image's back ---- */
 
-static uint64_t field(unsigned at)
-{
-    be64 word;
-    memcpy(&word, disk.data + at, 8);
-    return be64_get(word);
-}
-
-static void set_field(uint64_t at, uint64_t value)
-{
-    be64 word = be64_put(value);
-    memcpy(disk.data + at, &word, 8);
-}
-
 #define AT(name) ((unsigned)offsetof(struct qcow2_header, name))
 
 static void unknown_autoclear(void)
@@ -253,19 +220,19 @@ static void unknown_autoclear(void)
 
 static void forgotten_refcounts(void)
 {
-    uint64_t block = field((unsigned)field(AT(refcount_table_offset)));
+    uint64_t block = field_at(field_at(AT(refcount_table_offset)));
     set_field(AT(incompatible_features), QCOW2_INCOMPAT_DIRTY);
     memset(disk.data + block + 16, 0, 64);
 }
 
 static void forgotten_blocks(void)
 {
-    set_field(field(AT(refcount_table_offset)), 0);
+    set_field(field_at(AT(refcount_table_offset)), 0);
 }
 
 static void leaked_cluster(void)
 {
-    uint8_t *refcounts = disk.data + field((unsigned)field(AT(refcount_table_offset)));
+    uint8_t *refcounts = disk.data + field_at(field_at(AT(refcount_table_offset)));
     while (refcounts[0] || refcounts[1])
         refcounts += 2;
     refcounts[1] = 1;
@@ -364,69 +331,17 @@ static const struct update updates[] = {
 
 /* ---- the image of a row ---- */
 
-static uint8_t *image; /* what every run begins with */
-static uint64_t image_bytes;
-
-static bool load_file(const struct update *u)
-{
-    char path[] = "/tmp/qcow2_errors_test.XXXXXX", command[200];
-    struct error err = {""};
-    struct stat st;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(qcow2_co_create(path, &u->options, &err), 0);
-    snprintf(command, sizeof(command), "qemu-img bitmap --add -g 64k -f qcow2 %s one >/dev/null 2>&1", path);
-    bool good = !u->bitmap || system(command) == 0; /* NOLINT(cert-env33-c): a test's own words */
-    assert_int_equal(fstat(fd, &st), 0);
-    image_bytes = (uint64_t)st.st_size;
-    image = malloc(image_bytes);
-    assert_int_equal(pread(fd, image, image_bytes, 0), st.st_size);
-    close(fd);
-    unlink(path);
-    return good;
-}
-
-static void fresh_disk(void)
-{
-    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
-    disk.length = image_bytes;
-    disk.data = malloc(image_bytes);
-    memcpy(disk.data, image, image_bytes);
-}
+static struct content image; /* what every run begins with */
 
 static bool read_only;
 
 static int coroutine_fn co_open(bool check_only)
 {
-    struct node *protocol;
-    struct open_options options = {.format = "qcow2",
-                                   .l2_cache_bytes = 4096,
-                                   .refcount_cache_bytes = 4096,
-                                   .no_backing = true,
-                                   .read_only = read_only,
-                                   .check_only = check_only};
-    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
-    int ret = node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL);
-    q = ret == 0 ? node->opaque : NULL;
-    if (ret < 0)
-        node = NULL;
-    return ret;
+    return open_image_as(&(struct open_options){RIG_OPTIONS, .no_backing = true, .read_only = read_only,
+                                                .check_only = check_only});
 }
 
 /* ---- the disk, sector by sector ---- */
-
-struct content {
-    uint64_t bytes;
-    uint8_t *data;
-};
-
-static struct content co_content(void)
-{
-    struct content content = {.bytes = node_length(node)};
-    content.data = malloc(content.bytes + 1);
-    assert_int_equal(node_co_pread(node, 0, content.data, content.bytes), 0);
-    return content;
-}
 
 static struct content before, after;
 
@@ -460,7 +375,7 @@ static void co_verify(const char *what)
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
     if (result.corruptions || result.check_errors)
         fail_msg("%s: %llu corruptions", what, (unsigned long long)result.corruptions);
-    struct content now = co_content();
+    struct content now = co_content(node);
     if (now.bytes != before.bytes && now.bytes != after.bytes)
         fail_msg("%s: the disk has %llu bytes", what, (unsigned long long)now.bytes);
     for (uint64_t at = 0; at < now.bytes; at += 512) {
@@ -470,7 +385,7 @@ static void co_verify(const char *what)
     }
     free(now.data);
     if (!row->check_only && !row->told) {
-        assert_int_equal(write_at(4096, 512, 9), 0);
+        assert_int_equal(write_some(4096, 512, 9), 0);
         assert_int_equal(node_co_flush(node), 0);
     }
     (void)node_co_close(node);
@@ -488,7 +403,7 @@ struct failure {
 /* Opens, does what the row says, flushes, closes. Returns what the guest was told. */
 static int co_run(const struct failure *failure, const char *what)
 {
-    fresh_disk();
+    fresh_disk(&image);
     disk.keep_log = !failure;
     if (failure) {
         disk.error[failure->op] = -EIO;
@@ -503,13 +418,13 @@ static int co_run(const struct failure *failure, const char *what)
     ret = first(ret, node_co_flush(node));
     if (failure && failure->times && !row->check_only && ret < 0 && !row->told) {
         /* Later requests work, or say why not. */
-        int later = write_at(8 * KIB, 512, before.data[8 * KIB]);
+        int later = write_some(8 * KIB, 512, before.data[8 * KIB]);
         later = first(later, node_co_flush(node));
         if (later < 0 && qcow2_io_error(q) == 0)
             fail_msg("%s: a later request fails", what);
     }
     if (!failure && !row->check_only)
-        after = co_content();
+        after = co_content(node);
     return first(ret, node_co_close(node));
 }
 
@@ -566,7 +481,7 @@ static int64_t *co_dry_run(uint64_t calls[FAKE_OPS])
     disk.keep_log = false;
     assert_int_equal(co_open(true), 0);
     if (row->check_only)
-        after = co_content();
+        after = co_content(node);
     int64_t *numbers = malloc((logged + 1) * sizeof(*numbers)), writes = 0;
     size_t found = 0;
     for (size_t i = 0; i < logged; i++) {
@@ -586,7 +501,7 @@ static uint64_t co_damages(void)
 {
     struct qcow2_check result;
     struct error err;
-    fresh_disk();
+    fresh_disk(&image);
     assert_int_equal(co_open(true), 0);
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
     assert_int_equal(node_co_close(node), 0);
@@ -598,23 +513,21 @@ static bool skipped;
 
 static void row_body(void *arg)
 {
-    skipped = !load_file(row);
-    if (skipped) {
-        free(image);
+    image = create_image(&row->options, row->bitmap);
+    skipped = !image.data;
+    if (skipped)
         return;
-    }
-    fresh_disk();
+    fresh_disk(&image);
     assert_int_equal(co_open(false), 0);
     if (row->before)
         assert_int_equal(row->before(), 0);
-    before = co_content();
+    before = co_content(node);
     assert_int_equal(node_co_close(node), 0);
     if (row->damage)
         row->damage();
-    free(image);
-    image_bytes = disk.length;
-    image = malloc(image_bytes);
-    memcpy(image, disk.data, image_bytes);
+    free(image.data);
+    image = (struct content){.bytes = disk.length, .data = malloc(disk.length)};
+    memcpy(image.data, disk.data, disk.length);
     fake_disk_free(&disk);
     if (row->check_only)
         damages = co_damages();
@@ -634,14 +547,14 @@ static void row_body(void *arg)
     free(numbers);
     free(before.data);
     free(after.data);
-    free(image);
+    free(image.data);
 }
 
 static void an_update_fails(void **state)
 {
     row = *state;
     runs = 0;
-    assert_int_equal(loop_run_coroutine(loop, row_body, NULL), 0);
+    in_coroutine(row_body);
     printf("# %u failures\n", runs);
     if (skipped)
         skip();
@@ -667,13 +580,13 @@ static void data_file_body(void *arg)
     q = qcow2_state(node);
     assert_int_equal(inject_co_open(node->data_file, data_rule, &node->data_file, &err), 0);
     q->data = node->data_file;
-    int ret = write_at(0, 8 * KIB, 1);
+    int ret = write_some(0, 8 * KIB, 1);
     ret = first(ret, node_co_flush(node));
     assert_int_equal(ret, -EIO);
-    int later = write_at(16 * KIB, 8 * KIB, 2);
+    int later = write_some(16 * KIB, 8 * KIB, 2);
     later = first(later, node_co_flush(node));
     assert_int_equal(later, qcow2_io_error(q));
-    ret = node_co_close(node);
+    (void)node_co_close(node);
     options.inject = NULL;
     assert_int_equal(node_co_open(path, &options, &node, &err), 0);
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
@@ -697,7 +610,7 @@ static void errors_of_an_external_data_file(void **state)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         data_rule = rows[i][0];
         image_rule = rows[i][1];
-        assert_int_equal(loop_run_coroutine(loop, data_file_body, NULL), 0);
+        in_coroutine(data_file_body);
     }
 }
 
@@ -716,36 +629,36 @@ static uint64_t bitmap_table(bool *good)
     assert_int_equal(count, 1);
     *good = !list[0].in_use;
     free(list);
-    return field((unsigned)be64_get(h.directory_offset));
+    return field_at(be64_get(h.directory_offset));
 }
 
 static bool bitmap_is_all_ones(void)
 {
     bool good;
     uint64_t table = bitmap_table(&good);
-    return good && field((unsigned)table) == QCOW2_BITMAP_ALL_ONES;
+    return good && field_at(table) == QCOW2_BITMAP_ALL_ONES;
 }
 
 /* Granules of 64 KiB */
 static bool bitmap_has(uint64_t offset)
 {
     bool good;
-    uint64_t entry = field((unsigned)bitmap_table(&good)), bit = offset / (64 * KIB);
+    uint64_t entry = field_at(bitmap_table(&good)), bit = offset / (64 * KIB);
     return good && (entry & QCOW2_BITMAP_ALL_ONES ||
                     (entry && disk.data[(entry & QCOW2_BITMAP_OFFSET_MASK) + bit / 8] >> bit % 8 & 1));
 }
 
 static void half_applied_body(void *arg)
 {
-    const struct update with_bitmap = {.options = BIG, .bitmap = true};
     unsigned applied = 0;
-    bool more = load_file(&with_bitmap);
-    skipped = !more;
+    image = create_image(&(struct qcow2_create_options)BIG, true);
+    skipped = !image.data;
+    bool more = !skipped;
     for (uint64_t n = 0; more; n++) {
-        fresh_disk();
+        fresh_disk(&image);
         assert_int_equal(co_open(false), 0);
         assert_int_equal(a_snapshot(), 0);
-        assert_int_equal(write_at(0, 4096, 3), 0);
+        assert_int_equal(write_some(0, 4096, 3), 0);
         assert_int_equal(node_co_flush(node), 0);
         disk.error[FAKE_READ] = -EIO;
         uint64_t fails = disk.calls[FAKE_READ] + n;
@@ -766,12 +679,12 @@ static void half_applied_body(void *arg)
         fake_disk_free(&disk);
     }
     assert_true(skipped || applied);
-    free(image);
+    free(image.data);
 }
 
 static void bitmaps_follow_a_snapshot_that_was_half_applied(void **state)
 {
-    assert_int_equal(loop_run_coroutine(loop, half_applied_body, NULL), 0);
+    in_coroutine(half_applied_body);
     if (skipped)
         skip();
 }
@@ -781,14 +694,14 @@ static void bitmaps_follow_a_snapshot_that_was_half_applied(void **state)
 /* What reads as zeroes then is marked in the bitmap. */
 static void half_shrunk_body(void *arg)
 {
-    const struct update with_bitmap = {.options = BIG, .bitmap = true};
     unsigned dropped = 0;
-    bool more = load_file(&with_bitmap);
-    skipped = !more;
+    image = create_image(&(struct qcow2_create_options)BIG, true);
+    skipped = !image.data;
+    bool more = !skipped;
     for (uint64_t n = 0; more; n++) {
-        fresh_disk();
+        fresh_disk(&image);
         assert_int_equal(co_open(false), 0);
-        assert_int_equal(write_at(0, 512 * KIB, 3), 0);
+        assert_int_equal(write_some(0, 512 * KIB, 3), 0);
         bool good;
         uint64_t table = bitmap_table(&good);
         assert_int_equal(node_co_close(node), 0);
@@ -815,12 +728,12 @@ static void half_shrunk_body(void *arg)
         fake_disk_free(&disk);
     }
     assert_true(skipped || dropped);
-    free(image);
+    free(image.data);
 }
 
 static void bitmaps_follow_a_disk_that_was_half_shrunk(void **state)
 {
-    assert_int_equal(loop_run_coroutine(loop, half_shrunk_body, NULL), 0);
+    in_coroutine(half_shrunk_body);
     if (skipped)
         skip();
 }

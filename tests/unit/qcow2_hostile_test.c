@@ -10,60 +10,11 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "host/qcow2/qcow2_state.h"
-#include "tests/unit/fake_disk.h"
-#include "tests/unit/loop_rig.h"
-
-static struct fake_disk disk;
-static struct node *node;
-static struct qcow2 *q;
-
-/* An image of our own making, as the disk's content. */
-static void load_image(const struct qcow2_create_options *options)
-{
-    char path[] = "/tmp/qcow2_hostile_test.XXXXXX";
-    struct error err = {""};
-    struct stat st;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(qcow2_co_create(path, options, &err), 0);
-    assert_int_equal(fstat(fd, &st), 0);
-    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
-    disk.length = (uint64_t)st.st_size;
-    disk.data = malloc(disk.length);
-    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
-    close(fd);
-    unlink(path);
-}
-
-static int open_image(void)
-{
-    struct node *protocol;
-    struct open_options options = {.format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096};
-    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
-    int ret = node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL);
-    q = ret == 0 ? node->opaque : NULL;
-    return ret;
-}
-
-/* Runs BODY in a coroutine of this thread's loop. */
-static void in_coroutine(void (*body)(void *))
-{
-    assert_int_equal(loop_run_coroutine(loop, body, NULL), 0);
-}
-
-static void put_entry(uint64_t at, uint64_t entry)
-{
-    be64 word = be64_put(entry);
-    memcpy(disk.data + at, &word, sizeof(word));
-}
+#include "tests/unit/qcow2_rig.h"
 
 /* ---- allocation ---- */
 
@@ -78,7 +29,7 @@ static void all_in_use(uint64_t cluster, uint64_t length, int result)
     assert_int_equal(node_co_close(node), 0);
     memset(disk.data + block, 0xff, cluster);
     for (uint64_t i = 0; i < entries; i++)
-        put_entry(table + i * 8, block);
+        set_field(table + i * 8, block);
     assert_int_equal(open_image(), 0);
     uint64_t reads = disk.calls[FAKE_READ];
     disk.error[FAKE_READ] = -EIO; /* so that it comes to an end */
@@ -191,14 +142,6 @@ static void the_map_takes_no_memory_for_holes(void **state)
 
 /* ---- snapshots ---- */
 
-static void write_at(uint64_t offset, uint64_t bytes, int fill)
-{
-    char *buf = malloc(bytes);
-    memset(buf, fill, bytes);
-    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
-    free(buf);
-}
-
 /* Four L2 tables, and the same in a snapshot. */
 static void four_tables(void)
 {
@@ -257,7 +200,7 @@ static void blocks_body(void *arg)
     uint64_t block = q->reftable[0], table = q->reftable_offset, entries = q->reftable_entries;
     assert_int_equal(node_co_close(node), 0);
     for (uint64_t i = 0; i < entries; i++)
-        put_entry(table + i * 8, block);
+        set_field(table + i * 8, block);
     assert_int_equal(open_image(), 0);
     uint64_t length = disk.length;
     refused(qcow2_co_snapshot_create(node, "one", &err), &err, disk.calls[FAKE_WRITE]);
@@ -280,7 +223,7 @@ static void flag_body(void *arg)
     uint64_t l2 = q->l1[1] & QCOW2_L1_OFFSET_MASK;
     assert_int_equal(node_co_pdiscard(node, 1 << 15, 512), 0);
     assert_int_equal(node_co_close(node), 0);
-    put_entry(l2 + 8, QCOW2_COPIED);
+    set_field(l2 + 8, QCOW2_COPIED);
     assert_int_equal(open_image(), 0);
     assert_int_equal(qcow2_co_snapshot_create(node, "two", NULL), 0);
     assert_int_equal(qcow2_co_snapshot_apply(node, "two", NULL), 0);
@@ -302,7 +245,7 @@ static void hole_body(void *arg)
     assert_int_equal(qcow2_co_snapshot_delete(node, "one", NULL), 0);
     uint64_t at = q->reftable_offset, l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK;
     assert_int_equal(node_co_close(node), 0);
-    put_entry(l2 + 8, at | QCOW2_COPIED);
+    set_field(l2 + 8, at | QCOW2_COPIED);
     disk.punches = true;
     memcpy(table, disk.data + at, sizeof(table));
     assert_int_equal(open_image(), 0);

@@ -13,75 +13,27 @@
 
 #include <cmocka.h>
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "host/qcow2/qcow2_state.h"
-#include "tests/unit/fake_disk.h"
-#include "tests/unit/loop_rig.h"
+#include "tests/unit/qcow2_rig.h"
 
-#define SIZE (512u << 10)
-#define ROOM (16u << 20) /* of an image file */
-
-static struct fake_disk disk;
-static struct node *node;
+#define SIZE (512 * KIB)
+#define ROOM (16 * MIB) /* of an image file */
 
 struct change {
     const char *name;
     int coroutine_fn (*make)(struct error *err);
 };
 
-static void load_image(const struct qcow2_create_options *options)
-{
-    char path[] = "/tmp/qcow2_power_test.XXXXXX";
-    struct error err = {""};
-    struct stat st;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(qcow2_co_create(path, options, &err), 0);
-    assert_int_equal(fstat(fd, &st), 0);
-    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
-    disk.length = (uint64_t)st.st_size;
-    disk.data = malloc(disk.length);
-    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
-    close(fd);
-    unlink(path);
-}
-
 static struct node *co_open(struct fake_disk *from, const char *what)
 {
-    struct node *protocol, *opened = NULL;
+    struct node *opened = NULL;
     struct error err = {""};
-    struct open_options options = {.format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096};
-    assert_int_equal(fake_disk_open(from, &protocol), 0);
-    if (node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &opened, &err) < 0)
+    if (open_disk(from, &(struct open_options){RIG_OPTIONS}, &opened, &err) < 0)
         fail_msg("%s: cannot be opened: %s", what, err.text);
     return opened;
-}
-
-static void fill(uint64_t offset, uint64_t bytes, int value)
-{
-    char *buf = malloc(bytes);
-    memset(buf, value, bytes);
-    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
-    free(buf);
-}
-
-struct content {
-    uint64_t bytes;
-    uint8_t *data;
-};
-
-static struct content co_content(struct node *of)
-{
-    struct content content = {.bytes = node_length(of)};
-    content.data = malloc(content.bytes);
-    assert_int_equal(node_co_pread(of, 0, content.data, content.bytes), 0);
-    return content;
 }
 
 static bool same(const struct content *a, const struct content *b)
@@ -94,12 +46,12 @@ static bool same(const struct content *a, const struct content *b)
 static void co_history(void)
 {
     struct error err;
-    fill(0, SIZE / 2, 1);
+    write_at(0, SIZE / 2, 1);
     assert_int_equal(qcow2_co_snapshot_create(node, "first", &err), 0);
-    fill(8192, 65536, 2);
+    write_at(8192, 65536, 2);
     assert_int_equal(qcow2_co_snapshot_create(node, "second", &err), 0);
-    fill(SIZE / 4, 32768, 3);
-    fill(SIZE - 32768, 32768, 4);
+    write_at(SIZE / 4, 32768, 3);
+    write_at(SIZE - 32768, 32768, 4);
     assert_int_equal(node_co_pdiscard(node, 131072, 65536), 0);
     assert_int_equal(node_co_pwrite_zeroes(node, 65536, 16384, NODE_IO_MAY_UNMAP), 0);
     assert_int_equal(node_co_flush(node), 0);
@@ -244,7 +196,7 @@ static void all_changes(const struct qcow2_create_options *how)
         if (how->version == 2 && changes[i].make == co_grow)
             continue; /* not with snapshots */
         changing = &changes[i];
-        assert_int_equal(loop_run_coroutine(loop, power_body, NULL), 0);
+        in_coroutine(power_body);
     }
     printf("# %u states\n", states);
 }
@@ -275,11 +227,11 @@ static void turns_body(void *arg)
     struct error err = {""};
     load_image(&(struct qcow2_create_options){.size = SIZE, .version = 2, .cluster_bytes = 4096});
     node = co_open(&disk, "at first");
-    fill(0, SIZE, 1);
+    write_at(0, SIZE, 1);
     uint64_t length = 0;
     for (int i = 0; i < 40; i++) {
         assert_int_equal(qcow2_co_snapshot_create(node, "one", &err), 0);
-        fill(0, 4096, i);
+        write_at(0, 4096, i);
         assert_int_equal(qcow2_co_snapshot_delete(node, "one", &err), 0);
         if (i == 10)
             length = qcow2_state(node)->fresh_from;
@@ -291,7 +243,7 @@ static void turns_body(void *arg)
 
 static void room_is_used_again(void **state)
 {
-    assert_int_equal(loop_run_coroutine(loop, turns_body, NULL), 0);
+    in_coroutine(turns_body);
 }
 
 /* ---- the header's names, in writes that are torn between sectors ---- */
@@ -320,13 +272,12 @@ static void co_verify_names(const uint8_t *data, uint64_t length, const struct n
 {
     struct fake_disk left = {.limits = disk.limits, .grows = true, .length = length, .data = malloc(ROOM)};
     struct open_options how = {.format = "qcow2", .no_backing = true, .read_only = true};
-    struct node *protocol, *opened = NULL;
+    struct node *opened = NULL;
     struct qcow2_info info;
     struct error err = {""};
     states++;
     memcpy(left.data, data, length);
-    assert_int_equal(fake_disk_open(&left, &protocol), 0);
-    if (node_co_open_format(&qcow2_driver, protocol, "fake", &how, false, &opened, &err) < 0)
+    if (open_disk(&left, &how, &opened, &err) < 0)
         fail_msg("cannot be opened: %s", err.text);
     assert_int_equal(qcow2_info(opened, &info), 0);
     bool old = equal(info.backing_file, naming->from) &&
@@ -362,7 +313,6 @@ static void naming_body(void *arg)
 {
     const struct naming *naming = arg;
     struct open_options how = {.format = "qcow2", .no_backing = true};
-    struct node *protocol;
     struct error err = {""};
     load_image(&(struct qcow2_create_options){.size = SIZE,
                                               .cluster_bytes = 4096,
@@ -371,8 +321,7 @@ static void naming_body(void *arg)
     uint8_t *base = malloc(ROOM);
     uint64_t length = disk.length;
     memcpy(base, disk.data, length);
-    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
-    assert_int_equal(node_co_open_format(&qcow2_driver, protocol, "fake", &how, false, &node, &err), 0);
+    assert_int_equal(open_image_as(&how), 0);
     disk.keep_log = true;
     assert_int_equal(qcow2_co_change_backing(node, naming->to, naming->to_format, &err), 0);
     disk.keep_log = false;

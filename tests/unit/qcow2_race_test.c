@@ -16,47 +16,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "host/qcow2/qcow2_state.h"
-#include "tests/unit/fake_disk.h"
-#include "tests/unit/loop_rig.h"
+#include "tests/unit/qcow2_rig.h"
 
 #define CLUSTER   4096u
 #define STEPS_MAX 24u
 #define SIZE      (1u << 20)
 
-static struct fake_disk disk;
-static struct node *node;
-
-static void open_image(bool check_only)
-{
-    struct node *protocol;
-    struct open_options options = {
-        .format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096, .check_only = check_only};
-    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
-    assert_int_equal(node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL), 0);
-}
-
 static void make_image(void)
 {
-    const struct qcow2_create_options options = {.size = SIZE, .cluster_bytes = CLUSTER};
-    char path[] = "/tmp/qcow2_race_test.XXXXXX";
-    struct error err = {""};
-    struct stat st;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(qcow2_co_create(path, &options, &err), 0);
-    assert_int_equal(fstat(fd, &st), 0);
-    disk = (struct fake_disk){
-        .limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true, .punches = true};
-    disk.length = (uint64_t)st.st_size;
-    disk.data = malloc(disk.length);
-    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
-    close(fd);
-    unlink(path);
-    open_image(false);
+    load_image(&(struct qcow2_create_options){.size = SIZE, .cluster_bytes = CLUSTER});
+    disk.punches = true;
+    assert_int_equal(open_image(), 0);
 }
 
 /* ---- requests beside each other ---- */
@@ -127,13 +98,6 @@ static bool all_are(uint64_t offset, uint64_t bytes, int fill)
     return true;
 }
 
-static void write_at(uint64_t offset, uint64_t bytes, int fill)
-{
-    struct request r = {.offset = offset, .bytes = bytes, .fill = fill};
-    request_body(&r);
-    assert_int_equal(r.result, 0);
-}
-
 /* What was freed is given out again, and does not take anything with it. The first four clusters hold what
  * they hold. LEAKS: an error may have left some. */
 static void settle_and_check(bool leaks)
@@ -152,7 +116,7 @@ static void settle_and_check(bool leaks)
         assert_true(all_are((16 + 4 * i) * CLUSTER, 4 * CLUSTER, 0x70 + (int)i));
     assert_int_equal(disk.overlaps, 0);
     assert_int_equal(node_co_close(node), 0);
-    open_image(true);
+    assert_int_equal(open_image_as(&(struct open_options){RIG_OPTIONS, .check_only = true}), 0);
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
     assert_int_equal(result.check_errors, 0);
     assert_int_equal(result.corruptions, 0);
@@ -165,11 +129,6 @@ static void settle_and_check(bool leaks)
 }
 
 /* ---- cases ---- */
-
-static void in_coroutine(void (*body)(void *))
-{
-    assert_int_equal(loop_run_coroutine(loop, body, NULL), 0);
-}
 
 /* A cluster that is not there yet, or (SHARED) that a snapshot holds as well, and has to be copied. */
 static bool shared;

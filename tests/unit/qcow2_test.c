@@ -10,16 +10,11 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "host/qcow2/qcow2_state.h"
-#include "tests/unit/fake_disk.h"
-#include "tests/unit/loop_rig.h"
+#include "tests/unit/qcow2_rig.h"
 
 /* ---- refcount widths (E1) ---- */
 
@@ -144,8 +139,9 @@ static void overlap_map_is_exact(void **state)
 
 static void entries_mean_what_they_should(void **state)
 {
-    struct node file = {0}, data = {0}, node = {.file = &file};
-    struct qcow2 s = {.node = &node, .data = &file, .version = 3, .cluster_bits = 16, .cluster_bytes = 65536};
+    struct node file = {0}, data = {0}, image = {.file = &file};
+    struct qcow2 s = {
+        .node = &image, .data = &file, .version = 3, .cluster_bits = 16, .cluster_bytes = 65536};
     const struct {
         uint64_t entry, bitmap;
         bool extended, external, v2;
@@ -198,58 +194,12 @@ static void compressed_descriptors(void **state) /* H1 */
 
 /* ---- over a disk in memory ---- */
 
-static struct fake_disk disk;
-static struct node *node;
-static struct qcow2 *q;
-
-/* An image of our own making, as the disk's content. */
-static void load_image(const struct qcow2_create_options *options)
-{
-    char path[] = "/tmp/qcow2_test.XXXXXX";
-    struct error err = {""};
-    struct stat st;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(qcow2_co_create(path, options, &err), 0);
-    assert_int_equal(fstat(fd, &st), 0);
-    disk = (struct fake_disk){.limits = {.request_alignment = 1, .memory_alignment = 1}, .grows = true};
-    disk.length = (uint64_t)st.st_size;
-    disk.data = malloc(disk.length);
-    assert_int_equal(pread(fd, disk.data, disk.length, 0), st.st_size);
-    close(fd);
-    unlink(path);
-}
-
-static int open_image(void)
-{
-    struct node *protocol;
-    struct open_options options = {.format = "qcow2", .l2_cache_bytes = 4096, .refcount_cache_bytes = 4096};
-    assert_int_equal(fake_disk_open(&disk, &protocol), 0);
-    int ret = node_co_open_format(&qcow2_driver, protocol, "fake", &options, false, &node, NULL);
-    q = ret == 0 ? node->opaque : NULL;
-    return ret;
-}
-
 static uint64_t host_of(uint64_t offset)
 {
     uint64_t pnum, host;
     unsigned flags;
     assert_int_equal(node_co_block_status(node, offset, 512, &pnum, &flags, &host), 0);
     return flags & NODE_STATUS_OFFSET ? host : 0;
-}
-
-static void write_at(uint64_t offset, uint64_t bytes, int fill)
-{
-    char *buf = malloc(bytes);
-    memset(buf, fill, bytes);
-    assert_int_equal(node_co_pwrite(node, offset, buf, bytes, 0), 0);
-    free(buf);
-}
-
-/* Runs BODY in a coroutine of this thread's loop. */
-static void in_coroutine(void (*body)(void *))
-{
-    assert_int_equal(loop_run_coroutine(loop, body, NULL), 0);
 }
 
 static void order_body(void *arg)
@@ -586,8 +536,7 @@ static void discard_bad_entry_body(void *arg)
                      : bad_entry == 3 ? q->l1_offset
                                       : second - 512; /* two clusters' worth, if it were believed */
     assert_int_equal(node_co_close(node), 0);
-    be64 word = be64_put(entry | QCOW2_COPIED);
-    memcpy(disk.data + l2, &word, 8);
+    set_field(l2, entry | QCOW2_COPIED);
     assert_int_equal(open_image(), 0);
     for (uint64_t c = 0; c < 16; c++)
         assert_int_equal(qcow2_co_refcount_get(q, c, &refcounts[c]), 0);
@@ -623,10 +572,8 @@ static void scattered_body(void *arg)
     assert_int_equal(node_co_flush(node), 0);
     uint64_t l2 = q->l1[0] & QCOW2_L1_OFFSET_MASK;
     assert_int_equal(node_co_close(node), 0);
-    for (uint64_t i = 0; i < 8192; i++) {
-        be64 word = be64_put((i + 1) << 28 | QCOW2_COPIED);
-        memcpy(disk.data + l2 + i * 8, &word, 8);
-    }
+    for (uint64_t i = 0; i < 8192; i++)
+        set_field(l2 + i * 8, (i + 1) << 28 | QCOW2_COPIED);
     assert_int_equal(open_image(), 0);
     assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), -EFBIG);
     (void)node_co_close(node);
