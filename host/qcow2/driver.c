@@ -16,31 +16,6 @@
 #define L2_CACHE_MAX (32u << 20)
 #define CACHE_MIN    (64u << 10)
 
-/* A table of big-endian 64-bit words at OFFSET into host-order memory with room for ROOM of them. */
-int coroutine_fn qcow2_co_read_table(struct qcow2 *s, uint64_t offset, uint64_t entries, uint64_t room,
-                                     uint64_t **table)
-{
-    uint64_t bytes = entries * 8;
-    *table = calloc(room ? room : 1, 8);
-    uint8_t *buf = qcow2_buffer_get(s);
-    int ret = *table && buf ? 0 : -ENOMEM;
-    for (uint64_t at = 0; ret == 0 && at < bytes; at += s->cluster_bytes) {
-        uint64_t n = min_u64(bytes - at, s->cluster_bytes);
-        ret = node_co_pread(s->node->file, offset + at, buf, n);
-        for (uint64_t i = 0; ret == 0 && i < n / 8; i++) {
-            be64 word;
-            memcpy(&word, buf + i * 8, 8);
-            (*table)[at / 8 + i] = be64_get(word);
-        }
-    }
-    qcow2_buffer_put(s, buf);
-    if (ret < 0) {
-        free(*table);
-        *table = NULL;
-    }
-    return ret;
-}
-
 static int coroutine_fn co_read_tables(struct qcow2 *s, const struct open_options *options, struct error *err)
 {
     uint64_t l1_offset = s->l1_offset, l1_size = s->l1_size;

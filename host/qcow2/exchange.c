@@ -283,20 +283,6 @@ static int coroutine_fn co_new_l1_entry(struct qcow2 *s, struct qcow2_exchange *
     return ret;
 }
 
-int coroutine_fn qcow2_co_write_l1(struct qcow2 *s, const uint64_t *l1, uint64_t entries, uint64_t host)
-{
-    be64 *out = qcow2_buffer_get(s);
-    uint64_t per = s->cluster_bytes / 8;
-    int ret = out ? 0 : -ENOMEM;
-    for (uint64_t at = 0; at < entries && ret == 0; at += per) {
-        for (uint64_t i = 0; i < per; i++)
-            out[i] = be64_put(at + i < entries ? l1[at + i] : 0);
-        ret = node_co_pwrite(s->node->file, host + at * 8, out, s->cluster_bytes, 0);
-    }
-    qcow2_buffer_put(s, out);
-    return ret;
-}
-
 /* ---- the exchange ---- */
 
 static int coroutine_fn co_write_new(struct qcow2 *s, struct qcow2_exchange *x,
@@ -308,9 +294,9 @@ static int coroutine_fn co_write_new(struct qcow2 *s, struct qcow2_exchange *x,
         ret = co_new_l1_entry(s, x, i, buf);
     qcow2_buffer_put(s, buf);
     if (ret == 0)
-        ret = qcow2_co_write_l1(s, x->new_l1, s->l1_size, x->l1.host);
+        ret = qcow2_co_write_table(s, x->new_l1, s->l1_size, x->l1.host);
     if (ret == 0)
-        ret = qcow2_co_write_l1(s, s->reftable, s->reftable_entries, x->table.host);
+        ret = qcow2_co_write_table(s, s->reftable, s->reftable_entries, x->table.host);
     if (ret == 0 && list->count)
         ret = qcow2_co_write_snapshot_table(s, list->list, list->count, x->list.host);
     /* The new refcounts, and the barrier after which the header may name all this. */

@@ -58,7 +58,4 @@ uint64_t qcow2_snapshot_table_bytes(const struct qcow2_snapshot *list, uint32_t 
 int coroutine_fn qcow2_co_write_snapshot_table(struct qcow2 *s, const struct qcow2_snapshot *list,
                                                uint32_t count, uint64_t host);
 
-/* Writes an L1 table without its COPIED flags, or with them, to whole clusters at HOST. */
-int coroutine_fn qcow2_co_write_l1(struct qcow2 *s, const uint64_t *l1, uint64_t entries, uint64_t host);
-
 #endif

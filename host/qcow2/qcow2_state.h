@@ -361,6 +361,16 @@ void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry);
 /* Gets what was missing; not under the lock. 0 or a negative errno. */
 int coroutine_fn qcow2_co_satisfy(struct qcow2 *s, const struct qcow2_need *need);
 
+/* ---- table_io.c: tables of 64-bit words, host order in memory ---- */
+
+/* ENTRIES words at OFFSET of the file, into memory with room for ROOM of them. 0 with *TABLE, to be
+ * freed; or a negative errno. */
+int coroutine_fn qcow2_co_read_table(struct qcow2 *s, uint64_t offset, uint64_t entries, uint64_t room,
+                                     uint64_t **table);
+/* To whole clusters at HOST; what is behind the last entry becomes 0. */
+int coroutine_fn qcow2_co_write_table(struct qcow2 *s, const uint64_t *table, uint64_t entries,
+                                      uint64_t host);
+
 /* ---- refcount.c ---- */
 
 uint64_t qcow2_refcount_get_raw(const void *block, unsigned order, uint64_t index);
@@ -379,6 +389,28 @@ int coroutine_fn qcow2_co_refcount_get(struct qcow2 *s, uint64_t cluster, uint64
 int coroutine_fn qcow2_co_refcounts_get(struct qcow2 *s, uint64_t cluster, uint32_t count,
                                         uint64_t *refcounts);
 int coroutine_fn qcow2_co_load_refcount_slice(struct qcow2 *s, uint64_t key);
+
+/* ---- reftable.c ---- */
+
+/* A refcount table that is to take the place of the present one. */
+struct qcow2_reftable {
+    uint64_t offset, clusters; /* in the file; the caller's */
+    uint64_t *table;
+    uint8_t *dirty;
+    uint32_t entries;
+};
+
+/* Memory for T's clusters of entries, all 0; freed by qcow2_reftable_free() also after an error, and not once
+ * it is used. -EFBIG: more than a table may have. */
+int qcow2_reftable_alloc(const struct qcow2 *s, struct qcow2_reftable *t);
+void qcow2_reftable_free(struct qcow2_reftable *t);
+/* The header names T, which is durable; after an error it names what it did before. */
+int coroutine_fn qcow2_co_reftable_name(struct qcow2 *s, const struct qcow2_reftable *t);
+/* [lock] From here on the memory of T is the image's; what is dirty in the old one's is forgotten. */
+void coroutine_fn qcow2_co_reftable_use(struct qcow2 *s, const struct qcow2_reftable *t);
+
+/* A block for entry INDEX of the table, which grows as it must. 0 also when another one has made it, or is no
+ * longer making it. */
 int coroutine_fn qcow2_co_make_refcount_block(struct qcow2 *s, uint64_t index);
 /* COUNT clusters next to each other, behind everything else, and in front of them the blocks that count them:
  * for more than a block counts, which would lie in the way if it were made in its own range. They read as
@@ -552,8 +584,6 @@ int qcow2_check_snapshot_l1(struct qcow2 *s, const struct qcow2_snapshot *snapsh
 
 /* The state of a qcow2 node, also below filters; NULL if it is something else. */
 struct qcow2 *qcow2_state(struct node *node);
-int coroutine_fn qcow2_co_read_table(struct qcow2 *s, uint64_t offset, uint64_t entries, uint64_t room,
-                                     uint64_t **table);
 
 /* ---- check.c, repair.c ---- */
 

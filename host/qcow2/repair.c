@@ -136,16 +136,22 @@ void coroutine_fn check_co_copied(struct check *check)
 /* ---- new refcount structures ---- */
 
 struct rebuilt {
-    uint64_t start;                  /* cluster: blocks, then the table */
-    uint64_t blocks, table_clusters; /* how many */
-    uint64_t entries;
+    uint64_t start;  /* cluster: blocks, then the table */
+    uint64_t blocks; /* how many */
+    struct qcow2_reftable new;
 };
+
+/* The cluster behind all of them. */
+static uint64_t rebuilt_end(const struct rebuilt *r)
+{
+    return r->start + r->blocks + r->new.clusters;
+}
 
 static bool range_in_use(const struct check *check, uint64_t index, const struct rebuilt *r)
 {
     struct qcow2 *s = check->s;
     uint64_t first = index << s->refblock_bits, end = first + (1ull << s->refblock_bits);
-    if (first < r->start + r->blocks + r->table_clusters && end > r->start)
+    if (first < rebuilt_end(r) && end > r->start)
         return true;
     uint64_t page = 1ull << CHECK_PAGE_BITS;
     for (uint64_t c = first; c < end && c < check->end;) {
@@ -181,31 +187,29 @@ static uint64_t rebuild_start(const struct check *check)
 static int plan_rebuild(const struct check *check, struct rebuilt *r)
 {
     struct qcow2 *s = check->s;
-    *r = (struct rebuilt){.start = rebuild_start(check), .blocks = 1, .table_clusters = 1};
+    *r = (struct rebuilt){.start = rebuild_start(check), .blocks = 1, .new.clusters = 1};
     for (;;) {
-        uint64_t indices = ((r->start + r->blocks + r->table_clusters - 1) >> s->refblock_bits) + 1,
-                 blocks = 0;
+        uint64_t indices = ((rebuilt_end(r) - 1) >> s->refblock_bits) + 1, blocks = 0;
         if (indices > QCOW2_MAX_REFTABLE_BYTES / 8)
             return -EFBIG;
         for (uint64_t i = 0; i < indices; i++)
             blocks += range_in_use(check, i, r);
         uint64_t table = (indices * 8 + s->cluster_bytes - 1) >> s->cluster_bits;
-        if (blocks <= r->blocks && table <= r->table_clusters)
+        if (blocks <= r->blocks && table <= r->new.clusters)
             break;
         r->blocks = max_u64(blocks, r->blocks);
-        r->table_clusters = max_u64(table, r->table_clusters);
+        r->new.clusters = max_u64(table, r->new.clusters);
     }
-    r->entries = r->table_clusters << (s->cluster_bits - 3);
-    return 0;
+    r->new.offset = (r->start + r->blocks) << s->cluster_bits;
+    return qcow2_reftable_alloc(s, &r->new);
 }
 
-static int coroutine_fn co_write_rebuilt(struct check *check, const struct rebuilt *r, uint64_t *table,
-                                         uint8_t *buf)
+static int coroutine_fn co_write_rebuilt(struct check *check, const struct rebuilt *r, uint8_t *buf)
 {
     struct qcow2 *s = check->s;
-    uint64_t used_end = r->start + r->blocks + r->table_clusters, next = 0;
+    uint64_t used_end = rebuilt_end(r), next = 0;
     int ret = qcow2_co_extend_file(s, used_end << s->cluster_bits);
-    for (uint64_t i = 0; i < r->entries && next < r->blocks && ret == 0; i++) {
+    for (uint64_t i = 0; i < r->new.entries &&next < r->blocks &&ret == 0; i++) {
         if (!range_in_use(check, i, r))
             continue;
         memset(buf, 0, s->cluster_bytes);
@@ -217,15 +221,11 @@ static int coroutine_fn co_write_rebuilt(struct check *check, const struct rebui
             if (count)
                 qcow2_refcount_set_raw(buf, s->refcount_order, k, count);
         }
-        table[i] = (r->start + next++) << s->cluster_bits;
-        ret = node_co_pwrite(s->node->file, table[i], buf, s->cluster_bytes, 0);
+        r->new.table[i] = (r->start + next++) << s->cluster_bits;
+        ret = node_co_pwrite(s->node->file, r->new.table[i], buf, s->cluster_bytes, 0);
     }
-    uint64_t table_offset = (r->start + r->blocks) << s->cluster_bits, per = s->cluster_bytes / 8;
-    for (uint64_t c = 0; c < r->table_clusters && ret == 0; c++) {
-        for (uint64_t i = 0; i < per; i++)
-            ((be64 *)(void *)buf)[i] = be64_put(table[c * per + i]);
-        ret = node_co_pwrite(s->node->file, table_offset + (c << s->cluster_bits), buf, s->cluster_bytes, 0);
-    }
+    if (ret == 0)
+        ret = qcow2_co_write_table(s, r->new.table, r->new.entries, r->new.offset);
     return ret == 0 ? node_co_flush(s->node->file) : ret;
 }
 
@@ -235,54 +235,28 @@ int coroutine_fn check_co_rebuild(struct check *check)
     struct qcow2_check ignored = {0};
     struct check count = {.s = s, .result = &ignored, .file_clusters = check->file_clusters};
     struct rebuilt r = {0};
-    uint64_t *table = NULL;
-    uint8_t *dirty = NULL, *buf = qcow2_buffer_get(s);
+    uint8_t *buf = qcow2_buffer_get(s);
     check_say(check, "Rebuilding refcount structure");
     /* Once more, without the structures that are to go; the first count is of no more use. */
     check_forget(check);
     check_co_walk(&count);
     int ret = count.error ? count.error : ignored.check_errors ? -EIO : buf ? 0 : -ENOMEM;
-    if (ret == 0) {
+    if (ret == 0)
         ret = plan_rebuild(&count, &r);
-        if (ret == 0 && r.table_clusters << s->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
-            ret = -EFBIG;
-    }
-    if (ret == 0) {
-        table = calloc(r.entries, 8);
-        dirty = calloc(r.entries / 64 + 1, 1);
-        ret = table && dirty ? co_write_rebuilt(&count, &r, table, buf) : -ENOMEM;
-    }
-    if (ret == 0) {
-        co_mutex_lock(&s->header_lock);
-        uint64_t old_offset = s->reftable_offset;
-        uint32_t old_clusters = s->reftable_clusters;
-        s->reftable_offset = (r.start + r.blocks) << s->cluster_bits;
-        s->reftable_clusters = (uint32_t)r.table_clusters;
-        ret = qcow2_co_write_header_sector(s);
-        if (ret < 0) {
-            s->reftable_offset = old_offset;
-            s->reftable_clusters = old_clusters;
-        }
-        co_mutex_unlock(&s->header_lock);
-    }
+    if (ret == 0)
+        ret = co_write_rebuilt(&count, &r, buf);
+    if (ret == 0)
+        ret = qcow2_co_reftable_name(s, &r.new);
     qcow2_buffer_put(s, buf);
     check_forget(&count);
     if (ret < 0) {
-        free(table);
-        free(dirty);
+        qcow2_reftable_free(&r.new);
         return ret;
     }
     qcow2_lock(s);
-    while (s->wb_running) /* which remembers places in the old arrays */
-        co_queue_wait(&s->wb_waiters, &s->lock);
-    free(s->reftable);
-    free(s->reftable_dirty);
-    s->reftable = table;
-    s->reftable_dirty = dirty;
-    s->reftable_nb_dirty = 0;
-    s->reftable_entries = (uint32_t)r.entries;
+    qcow2_co_reftable_use(s, &r.new);
     table_cache_forget(&s->ref, 0, TABLE_CACHE_NONE);
-    s->fresh_from = max_u64(s->fresh_from, (r.start + r.blocks + r.table_clusters) << s->cluster_bits);
+    s->fresh_from = max_u64(s->fresh_from, rebuilt_end(&r) << s->cluster_bits);
     s->free_hint = 0;
     ret = qcow2_overlap_build(s);
     qcow2_unlock(s);

@@ -488,7 +488,7 @@ static int coroutine_fn co_switch(struct qcow2 *s, uint64_t *l1, uint32_t entrie
         free(dirty);
         return ret;
     }
-    ret = qcow2_co_write_l1(s, l1, entries, host);
+    ret = qcow2_co_write_table(s, l1, entries, host);
     if (ret == 0)
         ret = qcow2_co_writeback(s);
     uint64_t old_offset = s->l1_offset, old_size = s->size;
