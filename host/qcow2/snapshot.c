@@ -68,8 +68,11 @@ static int coroutine_fn drop_reference(struct qcow2 *s, uint64_t host, uint64_t 
     return ret;
 }
 
+/* Clusters of an external data file are not counted. */
 static bool entry_reference(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)
 {
+    if (s->data != s->node->file)
+        return false;
     if (entry & QCOW2_L2_COMPRESSED) {
         qcow2_compressed_range(s, entry, host, bytes);
         /* The last sectors count, whether they are there or not. */

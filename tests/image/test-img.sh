@@ -283,6 +283,13 @@ qemu-io -c 'write -P 51 0 1M' cmid.qcow2 >/dev/null
 qemu-img create -q -f qcow2 -b cmid.qcow2 -F qcow2 ctop.qcow2
 qemu-io -c 'write -P 52 512k 1M' ctop.qcow2 >/dev/null
 qemu-img convert -O raw ctop.qcow2 want.raw
+empties_with_data_file() { # whose clusters are no clusters of the image
+    qemu-img create -q -f qcow2 filebase.qcow2 4M && qemu-img create -q -f qcow2 -b filebase.qcow2 -F qcow2 -o "data_file=clusters.bin" file.qcow2 &&
+        qemu-io -c 'write -q -P 5 64k 1M' -c 'write -q -P 6 2M 64k' file.qcow2 && qemu-img convert -O raw file.qcow2 filewant.raw &&
+        "$img" commit file.qcow2 && "$img" check -q file.qcow2 && qemu-img check -q file.qcow2 &&
+        qemu-img compare filebase.qcow2 filewant.raw && qemu-img compare file.qcow2 filewant.raw
+}
+ok "commit empties an image with an external data file" empties_with_data_file
 ok "commit -b goes down several layers" bash -c "'$img' commit -b cbase.qcow2 ctop.qcow2 && qemu-img compare cbase.qcow2 want.raw && qemu-img check cbase.qcow2"
 ok_not "commit -b of what is not below" "$img" commit -b top.qcow2 ctop.qcow2
 ok_not "commit of an image without a backing file" "$img" commit base.qcow2
