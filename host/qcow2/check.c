@@ -2,9 +2,10 @@
  * Checking an image: every reference is counted, every refcount compared with it, every entry held against
  * the rules (checklist E6, E8, F5, H10, K5).
  *
- * What always holds: nothing is changed without FIX, nor if a reference may not have been seen; a table that
- * cannot be believed is reported and not followed; memory is bounded by what the tables really refer to; a
- * mapping beyond the end of the file counts as in use.
+ * What always holds: nothing is changed without FIX, nor if a table could not be read; a table that cannot be
+ * believed is reported and not followed, and then nothing that looks leaked is given back: it may be what the
+ * table should lead to; memory is bounded by what the tables really refer to; a mapping beyond the end of the
+ * file counts as in use.
  */
 #include "host/qcow2/check.h"
 
@@ -92,13 +93,27 @@ static uint32_t *counter(struct check *check, uint64_t cluster)
 
 void check_forget(struct check *check)
 {
-    for (uint64_t i = 0; i < check->nb_pages; i++)
+    for (uint64_t i = 0; check->pages && i < check->nb_pages; i++)
         free(check->pages[i]);
     free(check->pages);
     check->pages = NULL;
     check->nb_pages = check->nb_far_pages = check->taken_pages = 0;
     check->end = check->l1_bytes = 0;
     check_tables_forget(check);
+}
+
+void check_take_over(struct check *check, struct check *from)
+{
+    check_forget(check);
+    check->pages = from->pages;
+    check->nb_pages = from->nb_pages;
+    check->nb_far_pages = from->nb_far_pages;
+    check->taken_pages = from->taken_pages;
+    check->tables = from->tables;
+    check->end = from->end;
+    from->pages = NULL;
+    from->tables = (struct check_tables){0};
+    check_forget(from);
 }
 
 /* MORE references to all clusters of [host, host+bytes). */
@@ -211,6 +226,7 @@ static void walk_entry(struct walk *walk, uint64_t guest, uint64_t entry, uint64
         return;
     if (host & (s->cluster_bytes - 1)) {
         bad_entry(check, "the cluster is not aligned", guest, entry);
+        check->unseen = true;
         return;
     }
     if (external) {
@@ -304,6 +320,7 @@ static void coroutine_fn co_walk_l1(struct check *check, const uint64_t *l1, uin
             check_say(check, "ERROR: L1 entry %llu is 0x%llx: the L2 table is not cluster aligned",
                       (unsigned long long)i, (unsigned long long)l1[i]);
             check->result->corruptions++;
+            check->unseen = true;
             continue;
         }
         if (lies_on_metadata(check, offset, s->cluster_bytes, QCOW2_OL_ACTIVE_L2)) {
@@ -312,8 +329,10 @@ static void coroutine_fn co_walk_l1(struct check *check, const uint64_t *l1, uin
             check->result->corruptions++;
         }
         check_reference(check, offset, s->cluster_bytes, "L2 table");
-        if (offset >> s->cluster_bits >= check->file_clusters)
+        if (offset >> s->cluster_bits >= check->file_clusters) {
+            check->unseen = true;
             continue;
+        }
         if (check_table_is_new(check, offset >> s->cluster_bits)) {
             co_walk_l2(&walk, offset, i << (s->cluster_bits + s->l2_bits), buf);
         } else if (active && s->data != s->node->file) {
@@ -342,8 +361,10 @@ static void coroutine_fn co_walk_snapshot(struct check *check, const struct qcow
     if (qcow2_check_snapshot_l1(s, snapshot, &err) < 0) {
         check_say(check, "ERROR: %s", err.text);
         check->result->corruptions++;
-        return;
+        check->unseen = true;
     }
+    if (!qcow2_snapshot_l1_is_there(s, snapshot))
+        return;
     if (!l1_tables_fit(check, snapshot->l1_size * 8ull))
         return;
     if (qcow2_co_read_table(s, snapshot->l1_offset, snapshot->l1_size, snapshot->l1_size, &l1) < 0) {
@@ -440,7 +461,8 @@ static void coroutine_fn co_compare_one(struct check *check, uint64_t cluster, u
         check->result->leaks++;
     else
         check->result->corruptions++;
-    if (!(check->fix & (leak ? QCOW2_FIX_LEAKS : QCOW2_FIX_ERRORS)) || check->rebuild)
+    if (!(check->fix & (leak ? QCOW2_FIX_LEAKS : QCOW2_FIX_ERRORS)) || check->rebuild ||
+        (leak && check->unseen))
         return;
     int ret = check_co_set_refcount(s, cluster, references);
     if (ret == -ENOENT) {
@@ -525,6 +547,7 @@ static int coroutine_fn co_pass(struct check *check)
         if (ret < 0) {
             check_say(check, "ERROR: the refcount structures cannot be rebuilt: %s", strerror(-ret));
             check->result->check_errors++;
+            check->fix = 0; /* flags are not set by refcounts that are wrong */
         }
     }
     if (!check->error)

@@ -39,6 +39,7 @@ struct check {
     uint64_t l1_bytes;      /* of all L1 tables so far */
     uint64_t file_clusters; /* rounded up */
     uint64_t end;           /* one more than the highest cluster with a reference */
+    bool unseen;            /* something could not be followed: what looks leaked may be referred to */
     bool rebuild;           /* the refcount structures themselves cannot be used */
     int error;              /* the check cannot go on: out of memory, or of what it may take */
 };
@@ -52,12 +53,23 @@ void check_reference(struct check *check, uint64_t host, uint64_t bytes, const c
 /* Counts all references but those of the refcount structures. */
 void coroutine_fn check_co_walk(struct check *check);
 void check_forget(struct check *check);
+/* What FROM has counted is CHECK's now. */
+void check_take_over(struct check *check, struct check *from);
 
 /* The L2 table in CLUSTER has been met: for the first time? False also if the check has to end. */
 bool check_table_is_new(struct check *check, uint64_t cluster);
 /* From *AT = 0 on, each table that was met MORE times after the first. False: no more of them. */
 bool check_tables_next(const struct check *check, size_t *at, uint64_t *cluster, uint32_t *more);
 void check_tables_forget(struct check *check);
+
+enum check_visit {
+    CHECK_VISIT_DONE,  /* been there, or nothing is known of it */
+    CHECK_VISIT_ALONE, /* for the first time; it is an L2 table and nothing else */
+    CHECK_VISIT_MIXED  /* the same, but something else refers to its cluster, too */
+};
+/* All references are counted: from now on tables are visited, and how often they were met is gone. */
+void check_tables_settle(struct check *check);
+enum check_visit check_table_visit(struct check *check, uint64_t cluster);
 
 /* Looks at COPIED in the active tables, against the refcounts as they are (F5); with FIX_ERRORS sets it
  * right. */

@@ -10,9 +10,12 @@
 
 #include "host/qcow2/check.h"
 
-/* A slot: cluster + 1 in the lower half, times met after the first above it. 0: empty. */
+/* A slot: cluster + 1 in the lower half, times met after the first above it; once settled, what is left of
+ * that to be known. 0: empty. */
 #define TIMES_SHIFT 32u
 #define TIMES_MAX   UINT32_MAX
+#define VISITED     (1ull << TIMES_SHIFT)
+#define MIXED       (2ull << TIMES_SHIFT)
 
 _Static_assert(CHECK_MAX_CLUSTERS < UINT32_MAX, "a cluster's number fits in half a slot");
 
@@ -80,6 +83,27 @@ bool check_tables_next(const struct check *check, size_t *at, uint64_t *cluster,
         return true;
     }
     return false;
+}
+
+void check_tables_settle(struct check *check)
+{
+    struct check_tables *t = &check->tables;
+    for (size_t i = 0; i < t->room; i++) {
+        uint64_t slot = t->slots[i];
+        if (slot)
+            t->slots[i] =
+                (uint32_t)slot |
+                (check_references(check, slot_cluster(slot)) == (slot >> TIMES_SHIFT) + 1 ? 0 : MIXED);
+    }
+}
+
+enum check_visit check_table_visit(struct check *check, uint64_t cluster)
+{
+    uint64_t none = 0, *slot = check->tables.room ? place(&check->tables, cluster) : &none;
+    if (!*slot || (*slot & VISITED))
+        return CHECK_VISIT_DONE;
+    *slot |= VISITED;
+    return *slot & MIXED ? CHECK_VISIT_MIXED : CHECK_VISIT_ALONE;
 }
 
 void check_tables_forget(struct check *check)

@@ -577,7 +577,9 @@ int coroutine_fn qcow2_co_read_snapshots(struct qcow2 *s, struct error *err);
 void qcow2_free_snapshots(struct qcow2 *s);
 void qcow2_free_snapshot(struct qcow2_snapshot *snapshot);
 struct qcow2_snapshot *qcow2_find_snapshot(struct qcow2 *s, const char *id_or_name);
-/* May its L1 table be read? */
+/* Can its L1 table be read? */
+bool qcow2_snapshot_l1_is_there(const struct qcow2 *s, const struct qcow2_snapshot *snapshot);
+/* And is it large enough for its disk, so that the snapshot can be used? */
 int qcow2_check_snapshot_l1(struct qcow2 *s, const struct qcow2_snapshot *snapshot, struct error *err);
 
 /* ---- driver.c ---- */

@@ -1,7 +1,9 @@
 /*
  * Setting an image right: refcounts, COPIED flags, and the refcount structures as a whole.
  *
- * What always holds: references are believed and refcounts follow them; new refcount structures lie behind
+ * What always holds: references are believed and refcounts follow them; a COPIED flag is set only where a
+ * single reference was counted, and no table is written that is anything else as well, since then that would
+ * be changed; new refcount structures lie behind
  * everything that is referred to, are durable before the header names them, and leave the old ones as they
  * are.
  */
@@ -70,16 +72,31 @@ static int coroutine_fn co_copied_entry(struct check *check, uint64_t *entry)
     return co_copied_wrong(check, host, entry);
 }
 
-static void count_copied(struct check *check, const char *what, uint64_t entry)
+/* ENTRY, as it is, has the wrong flag. Is it to be set right? */
+static bool mend_copied(struct check *check, const char *what, uint64_t entry, uint64_t mask, bool fix)
 {
-    check_say(check, "%s OFLAG_COPIED %s: entry=%llx", check->fix & QCOW2_FIX_ERRORS ? "Repairing" : "ERROR",
-              what, (unsigned long long)entry);
+    fix &= (check->fix & QCOW2_FIX_ERRORS) &&
+           ((entry & QCOW2_COPIED) || check_references(check, (entry & mask) >> check->s->cluster_bits) == 1);
+    check_say(check, "%s OFLAG_COPIED %s: entry=%llx", fix ? "Repairing" : "ERROR", what,
+              (unsigned long long)entry);
     check->result->corruptions++;
-    if (check->fix & QCOW2_FIX_ERRORS)
-        check->result->corruptions_fixed++;
+    check->result->corruptions_fixed += fix;
+    return fix;
 }
 
-static void coroutine_fn co_copied_l2(struct check *check, uint64_t offset, uint8_t *buf)
+/* May flags be set right in the L2 table at OFFSET? */
+static bool coroutine_fn co_is_table_alone(struct check *check, uint64_t offset, enum check_visit visit)
+{
+    struct qcow2 *s = check->s;
+    if (visit == CHECK_VISIT_MIXED)
+        return false;
+    qcow2_lock(s);
+    bool alone = qcow2_overlap_check(s, offset, s->cluster_bytes, QCOW2_OL_ACTIVE_L2, NULL) == QCOW2_OL_NONE;
+    qcow2_unlock(s);
+    return alone;
+}
+
+static void coroutine_fn co_copied_l2(struct check *check, uint64_t offset, bool fix, uint8_t *buf)
 {
     struct qcow2 *s = check->s;
     unsigned step = s->extended_l2 ? 2 : 1;
@@ -89,14 +106,13 @@ static void coroutine_fn co_copied_l2(struct check *check, uint64_t offset, uint
         return; /* reported by the walk */
     for (uint64_t i = 0; i < 1ull << s->l2_bits; i++) {
         uint64_t entry = be64_get(table[i * step]), was = entry;
-        if (!entry || !co_copied_entry(check, &entry))
+        if (!entry || !co_copied_entry(check, &entry) ||
+            !mend_copied(check, "data cluster", was, QCOW2_L2_OFFSET_MASK, fix))
             continue;
-        count_copied(check, "data cluster", was);
         table[i * step] = be64_put(entry);
         changed = true;
     }
-    if (changed && (check->fix & QCOW2_FIX_ERRORS) &&
-        node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0) < 0)
+    if (changed && node_co_pwrite(s->node->file, offset, buf, s->cluster_bytes, 0) < 0)
         check->result->check_errors++;
 }
 
@@ -112,21 +128,20 @@ void coroutine_fn check_co_copied(struct check *check)
      * Refcounts go out first, as always. */
     if (check->fix && qcow2_co_writeback(s) < 0)
         check->result->check_errors++;
-    check_tables_forget(check);
+    check_tables_settle(check);
     for (uint32_t i = 0; i < s->l1_size; i++) {
         uint64_t entry = s->l1[i], offset = entry & QCOW2_L1_OFFSET_MASK;
         if (!offset || (offset & (s->cluster_bytes - 1)) || offset >> s->cluster_bits >= check->file_clusters)
             continue;
-        if (co_copied_wrong(check, offset, &entry)) {
-            count_copied(check, "L2 table", s->l1[i]);
-            if (check->fix & QCOW2_FIX_ERRORS) {
-                qcow2_lock(s);
-                qcow2_l1_set(s, i, entry);
-                qcow2_unlock(s);
-            }
+        if (co_copied_wrong(check, offset, &entry) &&
+            mend_copied(check, "L2 table", s->l1[i], QCOW2_L1_OFFSET_MASK, true)) {
+            qcow2_lock(s);
+            qcow2_l1_set(s, i, entry);
+            qcow2_unlock(s);
         }
-        if (check_table_is_new(check, offset >> s->cluster_bits))
-            co_copied_l2(check, offset, buf);
+        enum check_visit visit = check_table_visit(check, offset >> s->cluster_bits);
+        if (visit != CHECK_VISIT_DONE)
+            co_copied_l2(check, offset, co_is_table_alone(check, offset, visit), buf);
     }
     if (check->fix)
         qcow2_co_forget_l2(s);
@@ -248,11 +263,12 @@ int coroutine_fn check_co_rebuild(struct check *check)
     if (ret == 0)
         ret = qcow2_co_reftable_name(s, &r.new);
     qcow2_buffer_put(s, buf);
-    check_forget(&count);
     if (ret < 0) {
+        check_forget(&count);
         qcow2_reftable_free(&r.new);
         return ret;
     }
+    check_take_over(check, &count);
     qcow2_lock(s);
     qcow2_co_reftable_use(s, &r.new);
     table_cache_forget(&s->ref, 0, TABLE_CACHE_NONE);

@@ -125,22 +125,34 @@ struct qcow2_snapshot *qcow2_find_snapshot(struct qcow2 *s, const char *id_or_na
     return NULL;
 }
 
+/* Why its L1 table is nowhere; NULL: it can be read. */
+static const char *l1_is_nowhere(const struct qcow2 *s, const struct qcow2_snapshot *snapshot)
+{
+    uint64_t bytes = (uint64_t)snapshot->l1_size * 8;
+    if (bytes > QCOW2_MAX_L1_BYTES)
+        return "is larger than 32 MiB";
+    if (snapshot->l1_offset & (s->cluster_bytes - 1))
+        return "is not cluster aligned";
+    if (snapshot->l1_offset < s->cluster_bytes && bytes)
+        return "lies on the header";
+    if (bytes && (snapshot->l1_offset > s->file_bytes ||
+                  bytes > qcow2_cluster_up(s, s->file_bytes) - snapshot->l1_offset))
+        return "lies beyond the end of the file";
+    return NULL;
+}
+
+bool qcow2_snapshot_l1_is_there(const struct qcow2 *s, const struct qcow2_snapshot *snapshot)
+{
+    return !l1_is_nowhere(s, snapshot);
+}
+
 int qcow2_check_snapshot_l1(struct qcow2 *s, const struct qcow2_snapshot *snapshot, struct error *err)
 {
-    uint64_t bytes = (uint64_t)snapshot->l1_size * 8, covers = s->cluster_bits + s->l2_bits;
-    const char *why = NULL;
-    if (bytes > QCOW2_MAX_L1_BYTES)
-        why = "is larger than 32 MiB";
-    else if (snapshot->l1_offset & (s->cluster_bytes - 1))
-        why = "is not cluster aligned";
-    else if (snapshot->l1_offset < s->cluster_bytes && bytes)
-        why = "lies on the header";
-    else if (bytes && (snapshot->l1_offset > s->file_bytes ||
-                       bytes > qcow2_cluster_up(s, s->file_bytes) - snapshot->l1_offset))
-        why = "lies beyond the end of the file";
-    else if (snapshot->disk_bytes > INT64_MAX ||
-             (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0) >
-                 snapshot->l1_size)
+    uint64_t covers = s->cluster_bits + s->l2_bits;
+    const char *why = l1_is_nowhere(s, snapshot);
+    if (!why && (snapshot->disk_bytes > INT64_MAX ||
+                 (snapshot->disk_bytes >> covers) + ((snapshot->disk_bytes & ((1ull << covers) - 1)) != 0) >
+                     snapshot->l1_size))
         why = "is too small for its disk";
     if (why)
         return error_set(err, -EINVAL, "L1 table of snapshot '%s' at byte %llu with %u entries %s",

@@ -289,6 +289,47 @@ cross_link() { # PLACES PATTERN: counted right, and damaged all the same
 }
 ok "E8 data on an L2 table: not called sound, whatever the refcounts" cross_link "l2:$((2 * G))=0x40000" "the data lie on metadata"
 ok "E8 an L2 table on the L1 table: the same" cross_link "l1:0=0x30000" "the L2 table lies on other metadata"
+repaired_as_it_is() { # a repair changes nothing in what is no table, though an L1 entry says that it is one
+    qemu-img create -q -f qcow2 bad.qcow2 1G && qemu-io -c "write -q -P $1 0 64k" bad.qcow2 && "$poke" bad.qcow2 l1:1=0x8000000000050000 || return 1
+    "$img" check -q -r all bad.qcow2
+    qemu-io -r -c "read -P $1 0 64k" bad.qcow2 >said && ! grep "failed" said
+}
+ok "E8 an L2 table on data: a repair does not change the data" repaired_as_it_is 0xc0
+repaired_luks() {
+    rm -f bad.qcow2
+    "$tool" create bad.qcow2 size=1G encrypt=luks secret=pass && "$tool" write bad.qcow2 0 65536 secret=pass &&
+        "$tool" read bad.qcow2 0 65536 secret=pass >was && "$poke" bad.qcow2 "l1:1=0x80000000000$(luks_cluster bad.qcow2)0000" || return 1
+    "$img" check -q -r all bad.qcow2
+    "$tool" read bad.qcow2 0 65536 secret=pass >now && cmp was now
+}
+luks_cluster() { # the one digit of its number
+    local i
+    for i in 1 2 3 4 5 6 7 8 9; do
+        [ "$(head -c $((i * G + 4)) "$1" | tail -c 4)" != LUKS ] || echo $i
+    done
+}
+ok "E8 an L2 table on the encryption header: a repair leaves it as it is" repaired_luks
+two_names() { # PLACE: two entries name a cluster, and one bit cannot count that
+    qemu-img create -q -f qcow2 -o refcount_bits=1 bad.qcow2 1M && qemu-io -c 'write -q -P 7 0 128k' bad.qcow2 &&
+        "$poke" bad.qcow2 l2:0=0x50000 "l2:$G=0x50000" $1 || return 1
+    "$img" check -q -r all bad.qcow2
+    "$img" check bad.qcow2
+    [ $? -ne 0 ] && "$poke" bad.qcow2 $2 && "$tool" write bad.qcow2 0 65536 && qemu-io -r -c 'read -P 7 64k 64k' bad.qcow2 >said && ! grep "failed" said
+}
+ok "F5 COPIED is not set where two entries name a cluster, though the refcount is 1" two_names "" ""
+ok "F5 nor after refcount structures could not be rebuilt" two_names ref:1=1 ref:1=0
+cp snap.qcow2 lost.qcow2
+qemu-io -c 'write -q -P 8 0 2M' lost.qcow2
+not_given_back() { # PLACE VALUE FIX
+    cp lost.qcow2 bad.qcow2
+    "$poke" bad.qcow2 "$1=$2" || return 1
+    "$img" check -q -r "$4" bad.qcow2
+    "$poke" bad.qcow2 "$1=$3" && qemu-img check bad.qcow2 && "$tool" dump bad.qcow2 ours.raw snapshot=one && cmp ours.raw content.raw
+}
+ok "E8 a snapshot that is larger than its L1 table: its clusters are not given back" not_given_back snap:48:8 0x10000000000 2097152 leaks
+ok "E8 a snapshot whose L1 table is too small: the same" not_given_back snap:8:4 0 1 leaks
+ok "E8 a snapshot whose L1 table is nowhere: the same" not_given_back snap:0:8 +512 -512 all
+ok "E8 an L1 entry that leads nowhere: the same" not_given_back l1:0 +512 -512 leaks
 
 # ---- data file, backing ----
 named() {
