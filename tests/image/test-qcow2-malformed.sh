@@ -313,8 +313,8 @@ two_names() { # PLACE: two entries name a cluster, and one bit cannot count that
     qemu-img create -q -f qcow2 -o refcount_bits=1 bad.qcow2 1M && qemu-io -c 'write -q -P 7 0 128k' bad.qcow2 &&
         "$poke" bad.qcow2 l2:0=0x50000 "l2:$G=0x50000" $1 || return 1
     "$img" check -q -r all bad.qcow2
-    "$img" check bad.qcow2
-    [ $? -ne 0 ] && "$poke" bad.qcow2 $2 && "$tool" write bad.qcow2 0 65536 && qemu-io -r -c 'read -P 7 64k 64k' bad.qcow2 >said && ! grep "failed" said
+    "$img" check bad.qcow2 && return 1
+    "$poke" bad.qcow2 $2 && "$tool" write bad.qcow2 0 65536 && qemu-io -r -c 'read -P 7 64k 64k' bad.qcow2 >said && ! grep "failed" said
 }
 ok "F5 COPIED is not set where two entries name a cluster, though the refcount is 1" two_names "" ""
 ok "F5 nor after refcount structures could not be rebuilt" two_names ref:1=1 ref:1=0
