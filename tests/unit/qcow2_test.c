@@ -399,7 +399,7 @@ static void verify(const char *what, uint64_t n)
     assert_int_equal(node_co_close(node), 0);
 }
 
-static struct qcow2_create_options failing_options;
+static struct content failing_image; /* what every run begins with */
 
 /* How requests of a kind fail: so often (0: for ever), the first write having happened all the same (a disk
  * that reports an error has not said what it did); and then the image is closed, or the power goes. */
@@ -431,7 +431,7 @@ static bool fail_one(const struct failing_way *way, uint64_t n)
         last[s] = 0;
         failed[s] = false;
     }
-    load_image(&failing_options);
+    fresh_disk(&failing_image);
     assert_int_equal(open_image(), 0);
     uint64_t before = disk.calls[op];
     disk.error_skip[op] = before + n;
@@ -458,10 +458,12 @@ static bool fail_one(const struct failing_way *way, uint64_t n)
 
 static void failing_body(void *arg)
 {
+    failing_image = create_image(arg, false);
     for (unsigned i = 0; i < sizeof(failing_ways) / sizeof(failing_ways[0]); i++) {
         for (uint64_t n = 0; fail_one(&failing_ways[i], n); n++) {
         }
     }
+    free(failing_image.data);
 }
 
 /* ---- forgetting the cache while readers load ---- */
@@ -645,17 +647,14 @@ static void the_file_does_not_follow_refcounts_of_what_is_not_there(void **state
 
 static void every_update_fails(void **state)
 {
-    failing_options = (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 512};
-    in_coroutine(failing_body);
-    failing_options =
-        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 4096, .refcount_bits = 64};
-    in_coroutine(failing_body);
-    failing_options =
-        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 16384, .extended_l2 = true};
-    in_coroutine(failing_body);
-    failing_options =
-        (struct qcow2_create_options){.size = SECTORS * 512, .cluster_bytes = 4096, .version = 2};
-    in_coroutine(failing_body);
+    struct qcow2_create_options images[] = {
+        {.size = SECTORS * 512, .cluster_bytes = 512},
+        {.size = SECTORS * 512, .cluster_bytes = 4096, .refcount_bits = 64},
+        {.size = SECTORS * 512, .cluster_bytes = 16384, .extended_l2 = true},
+        {.size = SECTORS * 512, .cluster_bytes = 4096, .version = 2},
+    };
+    for (unsigned i = 0; i < sizeof(images) / sizeof(images[0]); i++)
+        assert_int_equal(loop_run_coroutine(loop, failing_body, &images[i]), 0);
 }
 
 int main(void)
