@@ -17,6 +17,9 @@
  *   bytes=N      for mode=short; default: half of the request
  *   ms=N[-MOST]  for mode=late; default 10. With MOST, each by chance between the two
  *
+ * No rule at all is a SPEC too: the filter stands there for inject_add. The requests that open the image
+ * pass the filter as well.
+ *
  * Of several rules that match, the first that is not spent acts. Sizes may have suffixes (64k).
  * Example: "write,at=64k+64k,skip=2;flush,error=EIO,times=always"
  */

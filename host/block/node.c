@@ -250,7 +250,7 @@ int coroutine_fn node_co_open(const char *path, const struct open_options *optio
     if (options->snapshot)
         opened.read_only = true;
     if (format && !(driver = node_driver_find(format)))
-        return error_set(err, -EINVAL, "unknown format '%s' (qcow2, raw and null are known)", format);
+        return error_set(err, -EINVAL, "unknown format '%s' (qcow2 and raw are images)", format);
     if (driver == &null_driver)
         return node_co_open_format(driver, NULL, path ? path : "", &opened, false, node, err);
 

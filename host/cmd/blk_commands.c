@@ -234,7 +234,7 @@ static json_t *coroutine_fn command_inject(struct control_options *c, const json
     }
     int ret = inject_add(blk_node(c->device->blk), rules, err);
     if (ret == -ENOENT)
-        error_set(err, ret, "there is no inject filter (start with --inject=SPEC)");
+        error_set(err, ret, "there is no inject filter (start with --inject=SPEC; --inject= alone will do)");
     else if (ret < 0 && !err->text[0])
         error_set(err, ret, "%s", strerror(-ret));
     return ret < 0 ? NULL : json_object();

@@ -104,6 +104,14 @@ static int set_serial(void *values, const char *value, struct error *err)
     return 0;
 }
 
+/* Empty: the filter alone, for the rules that the control socket will bring. */
+static int set_inject(void *values, const char *value, struct error *err)
+{
+    struct cmd_device_options *o = values;
+    o->open.inject = value;
+    return 0;
+}
+
 static int set_audit(void *values, const char *value, struct error *err)
 {
     struct cmd_device_options *o = values;
@@ -270,7 +278,7 @@ const struct cmd_option cmd_device_option_rows[] = {
     {"secret-file", "FILE", "file with the passphrase of an encrypted image", CMD_STRING, AT(open.secret_file)},
     {"audit", "[=FILE]", "judge the driver: a line for each rule of the virtio specification that it breaks, to FILE or stderr", CMD_CALL, .set = set_audit},
     {"log-writes", "FILE", "record every write and flush of the image file, for crash tests", CMD_STRING, AT(open.log_writes)},
-    {"inject", "SPEC", "make requests to the image file fail, be short or late: OP[,KEY=VALUE]...[;...]", CMD_STRING, AT(open.inject)},
+    {"inject", "SPEC", "make requests to the image file fail, be short or late: OP[,KEY=VALUE]...[;...], or nothing yet", CMD_CALL, .set = set_inject},
     {"survive", "DIR|off", "keep a qcow2 image's unwritten metadata in memory that outlives a killed process, a file in DIR (ringside-blk: default /dev/shm)", CMD_CALL, .set = set_survive},
     {"lock", "on|off", "lock the image as QEMU does, so that two writers exclude each other (default on)", CMD_ON_OFF, AT(lock)},
     {0}

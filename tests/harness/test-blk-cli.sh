@@ -171,14 +171,18 @@ ok "resize is done and told" sh -c "$(declare -f control); control '$tmp/control
 ok "the file has the new size" test "$(stat -c %s "$image")" = 8388608
 ok "a command that there is not gets an error" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"jump\"}' |
     jq -en 'input | .error | test(\"no such command\")'"
+ok "rules for a filter that is not there: what to start with" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"inject\",\"rules\":\"write\"}' |
+    jq -en 'input | .error | test(\"--inject= alone will do\")'"
 ok "a line that is no JSON gets an error" sh -c "$(declare -f control); control '$tmp/control' 'what' | jq -en 'input | .error'"
 stop one
 ok "SIGTERM ends it with 0" test "$stopped" = 0
 ok "its sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/control'"
 ok "it had nothing to complain about" test ! -s "$tmp/one.log"
 
-start two "$blk" --socket-path="$sock" --control="$tmp/control" --blk-file="$image" --sandbox=off
+start two "$blk" --socket-path="$sock" --control="$tmp/control" --blk-file="$image" --sandbox=off --inject=
 wait_for 10 up "$tmp/control"
+ok "--inject= has put the filter in place: rules can come" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"inject\",\"rules\":\"truncate\"}' | jq -en 'input | .return'"
+ok "... and act" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"9M\"}' | jq -en 'input | .error | test(\"injected\")'"
 ok "quit is answered" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"quit\"}' | jq -en 'input | .return'"
 wait "${started[two]}"
 ok "quit ends it with 0" test $? = 0
