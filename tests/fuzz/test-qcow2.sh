@@ -5,7 +5,7 @@
 here=$(dirname "$0")
 
 ok "seeds by qemu-img" "$here/qcow2-seeds.sh" "$tmp/seeds"
-for what in open read check repair write; do
+for what in open read check repair keep write; do
     fuzz=$RINGSIDE_BUILD/fuzz/qcow2_${what}_fuzz
     mkdir "$tmp/$what"
     options=(-seed="${SEED:-1}" -max_len=300000 -timeout=60 -rss_limit_mb=1024 -artifact_prefix="$RINGSIDE_BUILD/fuzz/$what-")
