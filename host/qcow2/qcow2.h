@@ -169,7 +169,8 @@ int coroutine_fn qcow2_co_change_backing(struct node *node, const char *backing_
                                          const char *backing_format, struct error *err);
 
 /* node_co_truncate grows and shrinks (shrinking below the present size drops data). This grows with
- * preallocation. */
+ * preallocation. Growing that fails leaves the old size, and gives back what it took; if that fails as well
+ * ERR says so. */
 int coroutine_fn qcow2_co_grow(struct node *node, uint64_t bytes, enum qcow2_preallocation preallocation,
                                struct error *err);
 

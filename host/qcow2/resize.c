@@ -3,6 +3,7 @@
  *
  * What always holds: the new size stands in the header only when the part that appears reads as zeroes (M3),
  * and an L1 table that moved is complete; size, offset and length of the table change in one sector (F13).
+ * Growing that fails half way leaves the old size.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -190,6 +191,105 @@ static int coroutine_fn co_shrink(struct qcow2 *s, uint64_t bytes)
     return ret;
 }
 
+/* What growing that failed has to put back. */
+struct grown {
+    uint64_t size;   /* the header's, before */
+    uint64_t length; /* the node's */
+    uint64_t data;   /* of the external data file */
+};
+
+/* Makes holes of the clusters from guest offset START to END, which preallocation filled with zeroes: of as
+ * many at a time as lie side by side, since the host gives back whole blocks of its own. */
+static int coroutine_fn co_punch_new(struct qcow2 *s, uint64_t start, uint64_t end)
+{
+    uint64_t from = 0, to = 0, refcount;
+    int ret = 0;
+    while (start < end && s->discard_down) {
+        struct qcow2_extent extent;
+        ret = qcow2_co_map(s, start, end - start, &extent);
+        if (ret < 0)
+            break;
+        bool cluster = extent.type == QCOW2_NORMAL || extent.type == QCOW2_UNALLOCATED_ALLOC ||
+                       extent.type == QCOW2_ZERO_ALLOC;
+        for (uint64_t done = 0; cluster && done < extent.bytes; done += s->cluster_bytes) {
+            uint64_t host = qcow2_cluster_down(s, extent.host + done);
+            if (qcow2_co_refcount_get(s, host >> s->cluster_bits, &refcount) < 0 || refcount != 1 ||
+                !qcow2_co_may_punch(s, host >> s->cluster_bits))
+                continue;
+            if (host != to) {
+                if (from < to)
+                    (void)node_co_pdiscard(s->node->file, from, to - from);
+                from = host;
+            }
+            to = host + s->cluster_bytes;
+        }
+        start = qcow2_cluster_up(s, start + extent.bytes);
+    }
+    if (from < to)
+        (void)node_co_pdiscard(s->node->file, from, to - from);
+    return ret;
+}
+
+/* Growing to BYTES failed, perhaps since there is no space: so what needs none comes first, the size in the
+ * header, and then what makes space, before the tables are written. A crash in between leaves clusters behind
+ * the end of the disk, which are dropped when it grows. */
+static int coroutine_fn co_ungrow(struct qcow2 *s, const struct grown *was, uint64_t bytes,
+                                  bool *size_is_back)
+{
+    uint64_t start = qcow2_cluster_up(s, was->length), end = qcow2_cluster_up(s, bytes);
+    co_mutex_lock(&s->header_lock);
+    uint64_t now = s->size;
+    s->size = was->size;
+    int ret = now == was->size ? 0 : qcow2_co_write_header_sector(s);
+    if (ret < 0)
+        s->size = now;
+    co_mutex_unlock(&s->header_lock);
+    *size_is_back = ret == 0;
+    if (ret < 0)
+        return ret;
+    node_set_length(s->node, was->length);
+    if (now != was->size)
+        qcow2_bitmaps_resized(s);
+    if (s->data != s->node->file) {
+        if (node_length(s->data) > was->data)
+            ret = node_co_truncate(s->data, was->data, true, NULL);
+    } else {
+        ret = co_punch_new(s, start, end);
+    }
+    if (ret == 0)
+        ret = qcow2_co_drop_range(s, start, end, false);
+    if (ret == 0)
+        ret = qcow2_co_writeback(s);
+    if (ret == 0) {
+        qcow2_co_reclaim_all(s);
+        ret = qcow2_co_writeback(s);
+    }
+    return ret;
+}
+
+/* ERROR is why growing failed; says so, and what could not be put back. */
+static int coroutine_fn co_end_failed(struct qcow2 *s, const struct grown *was, uint64_t bytes, int error,
+                                      struct error *err)
+{
+    bool size_is_back = true;
+    qcow2_co_quiesce(s);
+    int undone = co_ungrow(s, was, bytes, &size_is_back);
+    qcow2_co_unquiesce(s);
+    const char *name = s->node->filename;
+    unsigned long long to = bytes, from = was->length;
+    if (undone == 0)
+        return error_set(err, error, "%s: cannot be resized to %llu bytes: %s", name, to, strerror(-error));
+    if (size_is_back)
+        return error_set(err, error,
+                         "%s: cannot be resized to %llu bytes: %s (it has its %llu bytes again, but not all "
+                         "the space that it took could be given back: %s)",
+                         name, to, strerror(-error), from, strerror(-undone));
+    return error_set(err, error,
+                     "%s: cannot be resized to %llu bytes: %s (nor could it get its old size of %llu bytes "
+                     "back: %s)",
+                     name, to, strerror(-error), from, strerror(-undone));
+}
+
 static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_preallocation mode,
                                   struct error *err)
 {
@@ -197,8 +297,10 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
         return error_set(err, -EFBIG, "%llu bytes are more than an image can have",
                          (unsigned long long)bytes);
     bytes = (bytes + 511) & ~511ull;
-    uint64_t old = node_length(s->node);
+    const struct grown was = {s->size, node_length(s->node), node_length(s->data)};
+    uint64_t old = was.length;
     int ret = 0, refused = 0;
+    bool began = false;
     if (s->version < 3 && s->nb_snapshots)
         return error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot be resized");
     if (l1_needed(s, bytes) > QCOW2_MAX_L1_BYTES / 8)
@@ -211,6 +313,7 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
         ret = qcow2_io_error(s);
         if (ret == 0 && bytes != old)
             refused = qcow2_bitmaps_co_prepare_resize(s, bytes, err);
+        began = ret == 0 && refused == 0 && bytes > old;
         if (ret == 0 && refused == 0 && bytes != old)
             ret = bytes > old ? co_grow(s, bytes) : co_shrink(s, bytes);
         if (ret == 0 && refused == 0 && bytes != old)
@@ -219,8 +322,13 @@ static int coroutine_fn co_resize(struct qcow2 *s, uint64_t bytes, enum qcow2_pr
     }
     if (refused < 0)
         return error_prefix(err, refused, "%s", s->node->filename);
-    if (ret == 0 && bytes > old && mode != QCOW2_PREALLOCATION_OFF)
+    if (ret == 0 && bytes > old && mode != QCOW2_PREALLOCATION_OFF) {
         ret = qcow2_co_preallocate(s, old, bytes, mode);
+        if (ret == 0) /* there may be no space for the tables, either */
+            ret = qcow2_co_writeback(s);
+    }
+    if (ret < 0 && began)
+        return co_end_failed(s, &was, bytes, ret, err);
     return ret < 0 ? error_set(err, ret, "%s: cannot be resized to %llu bytes: %s", s->node->filename,
                                (unsigned long long)bytes, strerror(-ret))
                    : 0;

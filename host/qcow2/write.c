@@ -614,8 +614,12 @@ int coroutine_fn qcow2_co_preallocate(struct qcow2 *s, uint64_t start, uint64_t 
             qcow2_lock(s);
             qcow2_alloc_remove(s, &piece.alloc);
             qcow2_unlock(s);
-            if (piece.kind == WRITE_NEW && s->data == s->node->file)
-                qcow2_co_unalloc(s, piece.host, (piece.alloc.end - piece.alloc.start) >> s->cluster_bits);
+            if (piece.kind == WRITE_NEW && s->data == s->node->file) {
+                uint64_t bytes = piece.alloc.end - piece.alloc.start;
+                if (s->discard_down) /* it may have failed for want of the space that this takes */
+                    (void)node_co_pdiscard(s->node->file, piece.host, bytes);
+                qcow2_co_unalloc(s, piece.host, bytes >> s->cluster_bits);
+            }
         }
     }
     qcow2_co_writer_end(s);
