@@ -35,6 +35,8 @@ static struct {
     size_t bytes;
     uint8_t how;
     bool frozen;     /* nobody may write */
+    bool cut;        /* after writes_left writes nothing is written any more */
+    unsigned writes_left;
     char secret[32]; /* a file with the passphrase of encrypted seeds */
     uint64_t heap, heap_at_start;
     bool watching;
@@ -81,6 +83,9 @@ static int mem_pwritev(struct node *node, uint64_t offset, uint64_t bytes, struc
 {
     if (f.frozen)
         abort();
+    if (f.cut && !f.writes_left)
+        return -EIO;
+    f.writes_left -= f.cut;
     if (offset > FILE_MAX || bytes > FILE_MAX - offset)
         return -ENOSPC;
     sg_copy_out(sg, f.data + offset, bytes);
@@ -310,7 +315,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     uint8_t *image = data + 1;
     size_t bytes = size - 1;
     if (mutator_below(16) == 0)
-        data[0] = (uint8_t)mutator_below(8);
+        data[0] = (uint8_t)mutator_below(mutator_below(2) ? 8 : 256);
     for (uint64_t changes = 1 + mutator_below(4); changes; changes--) {
         uint64_t cluster_bits = image_get(image, bytes, 20, 4);
         if (cluster_bits < 9 || cluster_bits > 21)

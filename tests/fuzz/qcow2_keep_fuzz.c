@@ -1,7 +1,8 @@
 /*
- * libFuzzer: what a qcow2 image holds stays. A repair, whatever becomes of it, changes nothing that could be
- * read before, of the disk or of a snapshot; and in an image that a check calls sound a snapshot keeps what
- * the disk held when it was made, through writes, discards, other snapshots deleted, until it is applied.
+ * libFuzzer: what a qcow2 image holds stays. A repair, whatever becomes of it and wherever it is cut short,
+ * changes nothing that could be read before, of the disk or of a snapshot; and in an image that a check calls
+ * sound a snapshot keeps what the disk held when it was made, through writes, discards, other snapshots
+ * deleted, until it is applied.
  */
 #include "tests/fuzz/qcow2_fuzz.h"
 
@@ -186,6 +187,13 @@ static void coroutine_fn fuzz_image(uint8_t how)
     if (name[0])
         look(&snapshot, name);
     if (!opinion.sound && !opinion.has_bitmaps) {
+        if (how >= 8) { /* one that is cut short comes before */
+            f.cut = true;
+            f.writes_left = how / 8;
+            repair(how % 2 ? QCOW2_FIX_LEAKS : QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS);
+            f.cut = false;
+            compare_all(name);
+        }
         repair(how % 2 ? QCOW2_FIX_LEAKS : QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS);
         compare_all(name);
         opinion = ask(name);
