@@ -195,7 +195,7 @@ static int coroutine_fn co_shrink(struct qcow2 *s, uint64_t bytes)
 struct grown {
     uint64_t size;   /* the header's, before */
     uint64_t length; /* the node's */
-    uint64_t data;   /* of the external data file */
+    uint64_t data;   /* of the external data file, at least */
 };
 
 /* Makes holes of the clusters from guest offset START to END, which preallocation filled with zeroes: of as
@@ -251,8 +251,10 @@ static int coroutine_fn co_ungrow(struct qcow2 *s, const struct grown *was, uint
     if (now != was->size)
         qcow2_bitmaps_resized(s);
     if (s->data != s->node->file) {
-        if (node_length(s->data) > was->data)
-            ret = node_co_truncate(s->data, was->data, true, NULL);
+        /* Requests may have made it longer meanwhile, up to the end of the disk. */
+        uint64_t keep = max_u64(was->data, was->length);
+        if (node_length(s->data) > keep)
+            ret = node_co_truncate(s->data, keep, true, NULL);
     } else {
         ret = co_punch_new(s, start, end);
     }

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/unit/qcow2_rig.h"
 
@@ -357,6 +358,63 @@ static void a_change_of_snapshots_waits_for_another(void **state)
     in_coroutine(snapshots_body);
 }
 
+/* ---- growing that fails ---- */
+
+struct growing {
+    int result;
+    bool done;
+};
+
+static void grow_body(void *arg)
+{
+    struct growing *g = arg;
+    struct error err;
+    g->result = node_co_truncate(node, 4 * SIZE, true, &err);
+    g->done = true;
+}
+
+static void write_and_fill_disk(void *arg)
+{
+    request_body(arg);
+    disk.error[FAKE_WRITE] = -ENOSPC;
+}
+
+/* The data file is shorter than the disk, and a write that is on its way makes it longer. */
+static void growing_fails_body(void *arg)
+{
+    char path[] = "/tmp/qcow2_race_test.XXXXXX";
+    struct request write = {.offset = 64 * CLUSTER, .bytes = CLUSTER, .fill = 0x11};
+    struct growing growing = {0};
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    load_image(&(struct qcow2_create_options){.size = SIZE, .cluster_bytes = CLUSTER, .data_file = path});
+    assert_int_equal(ftruncate(fd, 0), 0);
+    assert_int_equal(
+        open_image_as(&(struct open_options){RIG_OPTIONS, .backing = BACKING_DIR, .backing_dir = "/tmp"}), 0);
+    disk.delay_ns = 50000;
+    struct coroutine *writer = co_create(write_and_fill_disk, &write),
+                     *grower = co_create(grow_body, &growing);
+    co_enter(writer);
+    co_enter(grower);
+    while (!growing.done)
+        co_sleep_ns(10000);
+    disk.delay_ns = 0;
+    disk.error[FAKE_WRITE] = 0;
+    assert_true(write.done);
+    assert_int_equal(write.result, 0);
+    assert_int_equal(growing.result, -ENOSPC);
+    assert_true(all_are(64 * CLUSTER, CLUSTER, 0x11));
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+    close(fd);
+    unlink(path);
+}
+
+static void growing_that_fails_cuts_no_write_off(void **state)
+{
+    in_coroutine(growing_fails_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -365,6 +423,7 @@ int main(void)
         cmocka_unit_test(a_discard_does_not_overtake_a_write_that_allocates),
         cmocka_unit_test(space_that_came_back_into_use_is_not_given_back),
         cmocka_unit_test(a_change_of_snapshots_waits_for_another),
+        cmocka_unit_test(growing_that_fails_cuts_no_write_off),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
