@@ -4,6 +4,7 @@
 #include "host/block/parse.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -79,10 +80,11 @@ int parse_options(const char *list,
                   void *opaque, struct error *err)
 {
     char *word = malloc(strlen(list) + 1);
+    bool comma = false; /* another one has to follow */
     int ret = 0;
     if (!word)
         return error_set(err, -ENOMEM, "out of memory");
-    while (*list && ret == 0) {
+    while ((*list || comma) && ret == 0) {
         size_t n = 0;
         for (; *list && (*list != ',' || list[1] == ','); list++) {
             if (*list == ',')
@@ -90,8 +92,8 @@ int parse_options(const char *list,
             word[n++] = *list;
         }
         word[n] = '\0';
-        if (*list == ',')
-            list++;
+        comma = *list == ',';
+        list += comma;
         char *value = strchr(word, '=');
         if (value)
             *value++ = '\0';

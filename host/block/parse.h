@@ -18,7 +18,7 @@ int parse_number(const char *text, uint64_t *number);
 
 /* Calls SET(OPAQUE, key, value, err) for each KEY=VALUE of the comma-separated LIST, in order, until it
  * fails; "KEY" alone has value NULL, and two commas stand for one inside a value. -EINVAL for an empty key,
- * -ENOMEM, or what SET returned. */
+ * such as the one behind a last comma, -ENOMEM, or what SET returned. */
 int parse_options(const char *list,
                   int (*set)(void *opaque, const char *key, const char *value, struct error *err),
                   void *opaque, struct error *err);

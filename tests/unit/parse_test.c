@@ -91,6 +91,9 @@ static void lists_of_options(void **state)
         {"a,stop,b", "[a|-][stop|-]", -ENOENT},
         {"=1", "", -EINVAL},
         {",", "", -EINVAL},
+        {"a=1,", "[a|1]", -EINVAL},
+        {"a=1,,", "[a|1,]", 0},
+        {"a,b,,,", "[a|-][b,|-]", -EINVAL},
     };
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
         seen[0] = '\0';
