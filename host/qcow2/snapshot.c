@@ -284,6 +284,7 @@ static int new_entry(struct qcow2 *s, const char *name, struct qcow2_snapshot *s
     char text[24];
     clock_gettime(CLOCK_REALTIME, &now);
     snprintf(text, sizeof(text), "%lu", id + 1);
+    /* icount: -1 is the format's word for "was not counted". (qemu-img says 0, a count that nobody made.) */
     struct qcow2_snapshot_extra extra = {
         .vm_state_size_large = be64_put(0), .disk_size = be64_put(s->size), .icount = be64_put(UINT64_MAX)};
     *snapshot = (struct qcow2_snapshot){.id = strdup(text),
