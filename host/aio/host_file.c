@@ -269,27 +269,44 @@ static int empty_file(int fd, const char *path, struct error *err)
     return 0;
 }
 
+/* Removes PATH if it is still the file DEVICE, INODE. */
+static void remove_file(const char *path, dev_t device, ino_t inode)
+{
+    struct stat st;
+
+    if (lstat(path, &st) == 0 && st.st_dev == device && st.st_ino == inode)
+        (void)unlink(path);
+}
+
+/* *MADE: there was no such file. */
+static int open_or_create(const char *path, int mode, bool create, bool *made)
+{
+    int fd = create ? open(path, mode | O_CREAT | O_EXCL, 0644) : -1;
+
+    *made = fd >= 0;
+    return *made ? fd : open(path, create ? mode | O_CREAT : mode, 0644);
+}
+
 int host_file_open(const char *path, unsigned flags, enum aio_kind aio, struct host_file **file,
                    struct error *err)
 {
     /* O_NONBLOCK: a FIFO that somebody put in the file's place must not make us wait for its other end. */
     int mode = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (flags & HOST_FILE_READ_ONLY ? O_RDONLY : O_RDWR);
     struct stat st;
+    bool made;
     int fd, ret;
 
     if (opener)
         return opener(path, flags, aio, file, err);
     if (path[0] == '\0')
         return error_set(err, -ENOENT, "the name of a file is empty");
-    if (flags & HOST_FILE_CREATE)
-        mode |= O_CREAT;
     /* Looked at before it is opened: opening a device may do something to it. */
     if (stat(path, &st) == 0) {
         ret = check_kind(&st, path, err);
         if (ret < 0)
             return ret;
     }
-    fd = open(path, mode, 0644);
+    fd = open_or_create(path, mode, flags & HOST_FILE_CREATE, &made);
     if (fd < 0)
         return error_set(err, -errno, "%s: cannot be %s: %s", path,
                          flags & HOST_FILE_CREATE      ? "created"
@@ -303,7 +320,26 @@ int host_file_open(const char *path, unsigned flags, enum aio_kind aio, struct h
             return ret;
         }
     }
-    return host_file_open_fd(fd, path, flags, aio, file, err);
+    made = made && fstat(fd, &st) == 0;
+    ret = host_file_open_fd(fd, path, flags, aio, file, err);
+    if (ret == 0)
+        (*file)->made = made;
+    else if (made)
+        remove_file(path, st.st_dev, st.st_ino);
+    return ret;
+}
+
+void coroutine_fn host_file_co_abandon(struct host_file *file)
+{
+    if (!file)
+        return;
+    if (S_ISREG(file->mode) && file->ops->lock_test(file, F_WRLCK, 0, 0) == 0) {
+        if (file->made) /* still open: no other file can have its number */
+            remove_file(file->path, file->device, file->inode);
+        else
+            (void)file->ops->co_truncate(file, 0, false);
+    }
+    file->ops->close(file);
 }
 
 void host_file_close(struct host_file *file)

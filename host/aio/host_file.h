@@ -66,6 +66,7 @@ struct host_file {
     ino_t inode;
     mode_t mode;
     bool read_only, direct;
+    bool made;                  /* HOST_FILE_CREATE has made it: there was no such file */
     enum aio_kind aio;          /* what is really used */
     uint32_t request_alignment; /* of offset and length; 1 where there is none */
     uint32_t memory_alignment;  /* of buffers */
@@ -85,6 +86,12 @@ int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind ai
 
 /* Nothing may be in flight. NULL is fine. */
 void host_file_close(struct host_file *file);
+
+/* Closes a file that was opened with HOST_FILE_CREATE, for what was to be in it could not be written. If it
+ * was made then, it goes again; if it was there, it stays, empty as that has left it already. No block device
+ * is touched, and no file that another process has locked meanwhile, or that another one has taken the place
+ * of. No other descriptor of this process may have it locked. NULL is fine. Coroutine. */
+void coroutine_fn host_file_co_abandon(struct host_file *file);
 
 /* realpath(PATH), to be freed; NULL with errno. In a simulated world names lead to themselves. Any thread. */
 char *host_file_real_path(const char *path);

@@ -242,26 +242,14 @@ static bool asks_for_help(const char *const *lists, unsigned count)
 
 /* ---- raw ---- */
 
-static int coroutine_fn make_raw(const struct img_new *image, const struct creation *creation,
-                                 struct error *err)
+static int coroutine_fn fill_with_zeroes(const struct img_new *image, struct error *err)
 {
-    struct host_file *host;
     static const struct open_options open = {.format = "raw", .cache = CACHE_WRITEBACK};
-    struct node *node;
-    int ret = host_file_open(image->path, HOST_FILE_CREATE, AIO_THREADS, &host, err);
-    if (ret < 0)
-        return ret;
-    bool fallocate = creation->qcow2.preallocation == QCOW2_PREALLOCATION_FALLOC;
-    ret = host->ops->co_truncate(host, image->size, fallocate);
-    host_file_close(host);
-    if (ret < 0)
-        return error_set(err, ret, "cannot be given its size: %s", strerror(-ret));
-    if (creation->qcow2.preallocation != QCOW2_PREALLOCATION_FULL)
-        return 0;
-    ret = node_co_open(image->path, &open, &node, err);
-    if (ret < 0)
-        return ret;
     const size_t step = 1024 * 1024;
+    struct node *node;
+    int ret = node_co_open(image->path, &open, &node, err);
+    if (ret < 0)
+        return ret;
     char *zeroes = calloc(1, step);
     ret = zeroes ? 0 : -ENOMEM;
     for (uint64_t at = 0; at < image->size && ret == 0; at += step)
@@ -271,6 +259,26 @@ static int coroutine_fn make_raw(const struct img_new *image, const struct creat
     if (ret == 0)
         ret = closed;
     return ret < 0 ? error_set(err, ret, "cannot be filled with zeroes: %s", strerror(-ret)) : 0;
+}
+
+static int coroutine_fn make_raw(const struct img_new *image, const struct creation *creation,
+                                 struct error *err)
+{
+    struct host_file *host;
+    int ret = host_file_open(image->path, HOST_FILE_CREATE, AIO_THREADS, &host, err);
+    if (ret < 0)
+        return ret;
+    bool fallocate = creation->qcow2.preallocation == QCOW2_PREALLOCATION_FALLOC;
+    ret = host->ops->co_truncate(host, image->size, fallocate);
+    if (ret < 0)
+        error_set(err, ret, "cannot be given its size: %s", strerror(-ret));
+    else if (creation->qcow2.preallocation == QCOW2_PREALLOCATION_FULL)
+        ret = fill_with_zeroes(image, err);
+    if (ret < 0)
+        host_file_co_abandon(host);
+    else
+        host_file_close(host);
+    return ret;
 }
 
 /* ---- qcow2 ---- */

@@ -2,7 +2,8 @@
  * Making an image.
  *
  * What always holds: options are checked before the file is touched; the header is written last, after
- * everything that it names is durable, so that what a failure leaves behind is not an image.
+ * everything that it names is durable. What a failure leaves behind is not an image: a file that was made
+ * goes again, one that was there is left empty, and the disk of a block device has no header.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -195,21 +196,19 @@ static int build_header(const struct qcow2_create_options *o, uint64_t size, con
 /* The data file is made, or emptied if it is there (what was in it would show where nothing is written), and
  * given the disk's length. */
 static int coroutine_fn co_create_data_file(const char *path, const char *name, uint64_t size,
-                                            struct error *err)
+                                            struct host_file **file, struct error *err)
 {
     char *resolved;
-    struct host_file *host;
     int ret = node_resolve_name(path, name, &resolved, err);
     if (ret < 0)
         return ret;
-    ret = host_file_open(resolved, HOST_FILE_CREATE, AIO_THREADS, &host, err);
+    ret = host_file_open(resolved, HOST_FILE_CREATE, AIO_THREADS, file, err);
     if (ret == 0) {
-        int64_t length = host->ops->size(host);
+        int64_t length = (*file)->ops->size(*file);
         if (length >= 0 && (uint64_t)length < size)
-            ret = host->ops->co_truncate(host, size, false);
+            ret = (*file)->ops->co_truncate(*file, size, false);
         if (ret < 0)
             error_set(err, ret, "data file '%s': %s", resolved, strerror(-ret));
-        host_file_close(host);
     }
     free(resolved);
     return ret;
@@ -217,7 +216,8 @@ static int coroutine_fn co_create_data_file(const char *path, const char *name, 
 
 static int coroutine_fn co_write_image(struct node *file, const char *path,
                                        const struct qcow2_create_options *o, uint64_t size, struct layout *l,
-                                       struct qcow2_luks_creation *luks, struct error *err)
+                                       struct qcow2_luks_creation *luks, struct host_file **data_file,
+                                       struct error *err)
 {
     uint8_t *buf = node_buffer(file, l->cluster_bytes);
     if (!buf)
@@ -232,7 +232,7 @@ static int coroutine_fn co_write_image(struct node *file, const char *path,
     if (ret < 0)
         goto out;
     if (o->data_file)
-        ret = co_create_data_file(path, o->data_file, size, err);
+        ret = co_create_data_file(path, o->data_file, size, data_file, err);
     if (ret < 0)
         goto out;
     /* A block device may hold anything, an old image for one. */
@@ -317,7 +317,7 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
 {
     struct layout layout = {0};
     struct qcow2_luks_creation luks = {0};
-    struct host_file *host;
+    struct host_file *host = NULL, *data_host = NULL;
     struct node *file;
     uint64_t size = (options->size + 511) & ~511ull;
     int ret = check_options(options, err);
@@ -336,13 +336,12 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
     if (ret < 0)
         goto out;
     ret = host_file_open(path, HOST_FILE_CREATE, AIO_THREADS, &host, err);
+    if (ret == 0)
+        ret = node_co_open_protocol(path, &(struct open_options){.cache = CACHE_WRITEBACK}, &file, err);
     if (ret < 0)
         goto out;
-    host_file_close(host);
-    ret = node_co_open_protocol(path, &(struct open_options){.cache = CACHE_WRITEBACK}, &file, err);
-    if (ret < 0)
-        goto out;
-    ret = co_write_image(file, path, options, size, &layout, options->encrypt_format ? &luks : NULL, err);
+    ret = co_write_image(file, path, options, size, &layout, options->encrypt_format ? &luks : NULL,
+                         &data_host, err);
     int closed = node_co_close(file);
     if (ret == 0 && closed < 0)
         ret = error_set(err, closed, "closing '%s': %s", path, strerror(-closed));
@@ -353,6 +352,13 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
     if (ret == 0 && mode != QCOW2_PREALLOCATION_OFF)
         ret = co_preallocate(path, options, size, mode, err);
 out:
+    if (ret < 0) {
+        host_file_co_abandon(data_host);
+        host_file_co_abandon(host);
+    } else {
+        host_file_close(data_host);
+        host_file_close(host);
+    }
     free(luks.header);
     return ret;
 }

@@ -58,8 +58,9 @@ struct qcow2_create_options {
     struct qcow2_luks_options luks;
 };
 
-/* Creates or overwrites PATH. On error the file may be there, but never with a valid image header. Coroutine.
- */
+/* Creates or overwrites PATH. On error a file that this made (the data file, too) is gone again, one that was
+ * there is as it was or empty; a block device has no image header, or (preallocation failed) that of a sound
+ * image. Coroutine. */
 int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_options *options,
                                  struct error *err);
 

@@ -42,6 +42,43 @@ reads() { # image, format, pattern and range...
 }
 export -f free full size reads
 
+# ---- create ----
+
+creates=(
+    "-f raw -o preallocation=full x 4M"
+    "-f raw -o preallocation=falloc x 4M"
+    "-f qcow2 -o preallocation=falloc x 4M"
+    "-f qcow2 -o preallocation=full,extended_l2=on x 4M"
+    "-f qcow2 -o cluster_size=2M,preallocation=falloc x 4M"
+    "-f qcow2 -o cluster_size=512,preallocation=metadata x 60G"
+    "-f qcow2 -o data_file=y,preallocation=full x 4M"
+)
+create_new() { # arguments
+    full "$img" create -q "$@" && ls -l && [ -z "$(ls)" ]
+}
+create_over() { # arguments
+    echo something >x && echo something >y && chmod 640 x && full "$img" create -q "$@" && ls -l &&
+        [ "$(stat -c '%s %a' x)" = '0 640' ] && case "$*" in *data_file*) [ ! -s y ] ;; *) [ -s y ] ;; esac
+}
+export -f create_new create_over
+for arguments in "${creates[@]}"; do
+    # shellcheck disable=SC2086 # words
+    ok "create $arguments: nothing is left" small create_new $arguments
+    # shellcheck disable=SC2086
+    ok "... what was there is there, and empty" small create_over $arguments
+done
+create_refused() { # is not begun
+    echo something >x && ! "$img" create -f qcow2 -o cluster_size=1000 x 4M && ! "$img" create -f qcow2 x &&
+        ! "$img" create -f qcow2 -o encrypt.format=luks x 4M && grep something x
+}
+export -f create_refused
+ok "create that is refused has not touched what was there" small create_refused
+convert_full() {
+    truncate -s 64M source && full "$img" convert -f raw -O qcow2 -o preallocation=falloc source x && [ "$(ls)" = source ]
+}
+export -f convert_full
+ok "convert that cannot make its target leaves none" small convert_full
+
 # ---- resize ----
 
 grow_qcow2() { # mode, -o of the image

@@ -223,6 +223,60 @@ static void creation_empties_a_file_unless_it_is_locked(void **state)
     unlink(path);
 }
 
+static void abandon(void *arg)
+{
+    host_file_co_abandon(arg);
+}
+
+static struct host_file *create_file(void)
+{
+    struct host_file *file = NULL;
+    struct error err = {""};
+
+    assert_int_equal(host_file_open(path, HOST_FILE_CREATE, AIO_THREADS, &file, &err), 0);
+    assert_int_equal(ftruncate(((struct posix_file *)file)->fd, 4096), 0);
+    return file;
+}
+
+static void what_was_made_in_vain_goes_again(void **state)
+{
+    struct stat st;
+    char other[300];
+
+    make_file(NULL, 4096);
+    snprintf(other, sizeof(other), "%s.other", path);
+    /* It was there: empty, as creating has left it. */
+    struct host_file *a = create_file();
+    assert_false(a->made);
+    run_in_coroutine(abandon, a);
+    assert_true(stat(path, &st) == 0 && st.st_size == 0);
+    unlink(path);
+    /* It was not. */
+    a = create_file();
+    assert_true(a->made);
+    run_in_coroutine(abandon, a);
+    assert_int_equal(access(path, F_OK), -1);
+    /* Somebody else has begun to use it, or has put another file there. */
+    a = create_file();
+    struct host_file *b = open_file(0, AIO_THREADS);
+    assert_int_equal(b->ops->lock(b, F_RDLCK, 100, 1), 0);
+    run_in_coroutine(abandon, a);
+    assert_int_equal(b->ops->size(b), 4096);
+    assert_int_equal(access(path, F_OK), 0);
+    host_file_close(b);
+    unlink(path);
+    a = create_file();
+    assert_int_equal(rename(path, other), 0);
+    b = create_file();
+    run_in_coroutine(abandon, a);
+    assert_int_equal(access(path, F_OK), 0);
+    assert_int_equal(access(other, F_OK), 0);
+    host_file_close(b);
+    unlink(path);
+    unlink(other);
+    run_in_coroutine(abandon, NULL);
+}
+
 static void locks_exclude_other_descriptions_of_one_process(void **state)
 {
     struct host_file *a, *b;
@@ -359,6 +413,7 @@ int main(void)
         cmocka_unit_test(what_is_no_image_is_refused_without_waiting),
         cmocka_unit_test(native_without_o_direct_is_an_error_not_another_choice),
         cmocka_unit_test(creation_empties_a_file_unless_it_is_locked),
+        cmocka_unit_test(what_was_made_in_vain_goes_again),
         cmocka_unit_test(locks_exclude_other_descriptions_of_one_process),
         cmocka_unit_test(a_simulator_may_open_instead),
         cmocka_unit_test(alignments_are_powers_of_two_that_the_file_takes),
