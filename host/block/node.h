@@ -79,7 +79,7 @@ struct open_options {
     const char *log_writes;        /* filter below the image: file to log to (log_writes.h), or NULL */
     const char *inject;            /* filter below the image: errors to inject (inject.h), or NULL */
     unsigned depth;                /* 0 for the caller's image; counts up along the backing chain */
-    const struct node_ancestor *ancestors; /* node.c's own: the files above this one, against loops */
+    const struct node_ancestor *ancestors; /* the files above this one, against loops (resolve.h) */
 };
 
 /* Options of a node below (backing file, data file): what holds for the image above and nothing else. */

@@ -19,6 +19,9 @@ static uint64_t whole_sectors(uint64_t bytes)
 
 static int coroutine_fn raw_co_open(struct node *node, const struct open_options *options, struct error *err)
 {
+    if (options->snapshot)
+        return error_set(err, -ENOTSUP, "images of format raw have no snapshots, and none named '%s'",
+                         options->snapshot);
     node->limits.pwrite_zeroes_alignment = node->file->limits.pwrite_zeroes_alignment;
     node->limits.pdiscard_alignment = node->file->limits.pdiscard_alignment;
     node->limits.memory_alignment = 1; /* the node below sees to that, and to blocks */

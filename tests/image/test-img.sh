@@ -148,6 +148,8 @@ ok "convert -B copies only what the image itself has" bash -c "
 ok "convert -l reads a snapshot" bash -c "
     cp base.qcow2 snap.qcow2 && qemu-io -c 'write -P 99 0 4M' snap.qcow2 >/dev/null &&
     '$img' convert -l first -O raw snap.qcow2 out.raw && qemu-img convert -l snapshot.name=first -O raw snap.qcow2 their.raw && cmp out.raw their.raw"
+ok "convert -l of a raw image is refused" says "have no snapshots" "$img" convert -l first -f raw -O raw top.raw nosnap.raw
+ok "... and makes nothing" test ! -e nosnap.raw
 ok "convert -n --target-is-zero" bash -c "
     '$img' create -q -f qcow2 fresh.qcow2 4M && '$img' convert -n --target-is-zero -O qcow2 top.qcow2 fresh.qcow2 && qemu-img compare top.qcow2 fresh.qcow2"
 ok_not "convert -c to raw" "$img" convert -c -O raw top.qcow2 out.raw
