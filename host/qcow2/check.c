@@ -599,6 +599,9 @@ int coroutine_fn qcow2_co_check(struct node *node, unsigned fix, struct qcow2_ch
         return error_set(err, -EINVAL, "not a qcow2 image");
     if (fix && s->read_only)
         return error_set(err, -EPERM, "%s: is open read-only: it cannot be repaired", node->filename);
+    /* Nothing is given back then; but what comes before a first write would give up the bitmaps. */
+    if (s->bitmaps_error && !(fix & QCOW2_FIX_ERRORS))
+        fix = 0;
     int ret = fix && !s->prepared ? qcow2_co_prepare_write(s) : 0;
     if (ret == 0) {
         qcow2_co_quiesce(s);

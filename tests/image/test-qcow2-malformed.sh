@@ -278,6 +278,15 @@ no_bitmap() { # PLACES: the bitmap is not stored there, and the disk stays as it
 ok "C7 a bitmap whose data lie on the L1 table: not stored" no_bitmap table:0=0x30000
 ok "C7 a bitmap whose data lie on an L2 table: not stored" no_bitmap table:0=0x40000
 
+keeps_bitmaps() { # one of which cannot be read
+    cp bitmap.qcow2 bad.qcow2
+    "$poke" bad.qcow2 bitmap:16:1=2 || return 1
+    "$img" check -q -r leaks bad.qcow2
+    "$img" check -q -r leaks bad.qcow2
+    "$poke" bad.qcow2 bitmap:16:1=1 && cmp bad.qcow2 bitmap.qcow2
+}
+ok "K4 check -r leaks does not give up bitmaps that it cannot read" keeps_bitmaps
+
 cross_link() { # PLACES PATTERN: counted right, and damaged all the same
     cp v3.qcow2 bad.qcow2
     "$poke" bad.qcow2 $1 || return 1
