@@ -318,7 +318,7 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
     struct layout layout = {0};
     struct qcow2_luks_creation luks = {0};
     struct host_file *host = NULL, *data_host = NULL;
-    struct node *file;
+    struct node *file = NULL;
     uint64_t size = (options->size + 511) & ~511ull;
     int ret = check_options(options, err);
     if (ret == 0)
