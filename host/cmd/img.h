@@ -80,6 +80,16 @@ int coroutine_fn img_co_rebase(const struct img_options *options);
 int img_open_options(const struct img_options *options, unsigned flags, struct open_options *open,
                      struct error *err);
 
+/* FORMAT is one that an image here can have, or NULL. 0 or -EINVAL with ERR. */
+int img_check_format(const char *format, struct error *err);
+
+/* Are the two names the same file, or would be if it were made? */
+bool img_same_file(const char *a, const char *b);
+
+/* NAME as FILE would name it (relative to its directory) is FILE itself: WHAT ("backing", "data") it cannot
+ * be. 0 or -EINVAL with ERR. */
+int img_refuse_itself(const char *file, const char *name, const char *what, struct error *err);
+
 /* Opens PATH (FORMAT or NULL: probe). Says why not on stderr: then the result is negative. */
 int coroutine_fn img_co_open(const struct img_options *options, const char *path, const char *format,
                              unsigned flags, struct node **node);

@@ -382,11 +382,16 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
                         image->backing_file);
         goto out;
     }
-    if (image->backing_format && !node_driver_find(image->backing_format)) {
-        ret = error_set(err, -EINVAL, "unknown format '%s' of the backing file (qcow2 or raw)",
-                        image->backing_format);
+    ret = img_check_format(image->backing_format, err);
+    if (ret < 0) {
+        error_prefix(err, ret, "backing file");
         goto out;
     }
+    ret = img_refuse_itself(image->path, image->backing_file, "backing", err);
+    if (ret == 0)
+        ret = img_refuse_itself(image->path, c->qcow2.data_file, "data", err);
+    if (ret < 0)
+        goto out;
     if (image->backing_file && !options->unsafe) {
         uint64_t size = 0;
         ret = backing_size(image, options, &size, err);

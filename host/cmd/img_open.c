@@ -2,7 +2,10 @@
  * ringside-img: opening and closing images as its command lines ask for it, and saying what went wrong.
  */
 #include <errno.h>
+#include <libgen.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/cmd/img.h"
 
@@ -61,6 +64,53 @@ int img_open_options(const struct img_options *options, unsigned flags, struct o
     return ret;
 }
 
+int img_check_format(const char *format, struct error *err)
+{
+    if (!format || strcmp(format, "qcow2") == 0 || strcmp(format, "raw") == 0)
+        return 0;
+    return error_set(err, -EINVAL, "unknown format '%s' (qcow2 and raw are known)", format);
+}
+
+/* The real path of the directory that PATH lies in. To be freed. */
+static char *real_directory(const char *path)
+{
+    char *copy = strdup(path);
+    char *real = copy ? realpath(dirname(copy), NULL) : NULL;
+    free(copy);
+    return real;
+}
+
+bool img_same_file(const char *a, const char *b)
+{
+    struct stat sa, sb;
+    bool there = stat(a, &sa) == 0;
+    if (there != (stat(b, &sb) == 0))
+        return false;
+    if (there)
+        return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+    const char *slash_a = strrchr(a, '/'), *slash_b = strrchr(b, '/');
+    if (strcmp(slash_a ? slash_a + 1 : a, slash_b ? slash_b + 1 : b) != 0)
+        return false;
+    char *dir_a = real_directory(a), *dir_b = real_directory(b);
+    bool same = dir_a && dir_b && strcmp(dir_a, dir_b) == 0;
+    free(dir_a);
+    free(dir_b);
+    return same;
+}
+
+int img_refuse_itself(const char *file, const char *name, const char *what, struct error *err)
+{
+    struct error ignored = {""};
+    char *path;
+    if (!name || node_resolve_name(file, name, &path, &ignored) < 0)
+        return 0; /* a name that leads nowhere is refused by who opens it */
+    bool same = img_same_file(file, path);
+    free(path);
+    return same
+               ? error_set(err, -EINVAL, "'%s' is the image itself: it cannot be its own %s file", name, what)
+               : 0;
+}
+
 int img_failed(const char *path, const struct error *err)
 {
     /* A sentence that begins with the name already needs no second one. */
@@ -93,6 +143,11 @@ int coroutine_fn img_co_open(const struct img_options *options, const char *path
     int ret = img_open_options(options, flags, &open, &err);
     if (ret < 0) {
         log_message("%s", err.text);
+        return ret;
+    }
+    ret = img_check_format(format, &err);
+    if (ret < 0) {
+        img_failed(path, &err);
         return ret;
     }
     open.format = format;

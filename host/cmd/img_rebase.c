@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/block/resolve.h"
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
 
@@ -104,9 +105,13 @@ static int coroutine_fn open_new(struct rebase *r, const struct img_options *opt
     int ret = node_resolve_name(options->names[0], options->backing_file, &path, err);
     if (ret < 0)
         return ret;
+    /* An image below itself would be told from its lock only, which does not say that it is ours. */
+    const struct host_file *host = r->image->file->host;
+    const struct node_ancestor image = {host->device, host->inode, NULL};
     struct open_options open;
     ret = img_open_options(options, IMG_SOURCE, &open, err);
     if (ret == 0) {
+        open.ancestors = &image;
         open.format = options->backing_format;
         ret = node_co_open(path, &open, &r->new, err);
     }
@@ -129,8 +134,17 @@ int coroutine_fn img_co_rebase(const struct img_options *options)
         log_message("the format of '%s' has to be said (-F qcow2 or -F raw)", name);
         return CMD_EXIT_USAGE;
     }
-    int ret = img_co_open(options, path, options->format, IMG_WRITE | (options->unsafe ? IMG_NO_BACKING : 0),
-                          &r.image);
+    int ret = 0;
+    if (name[0])
+        ret = img_check_format(options->backing_format, &err);
+    if (ret < 0)
+        error_prefix(&err, ret, "new backing file");
+    else
+        ret = img_refuse_itself(path, name, "backing", &err);
+    if (ret < 0)
+        return img_failed(path, &err);
+    ret = img_co_open(options, path, options->format, IMG_WRITE | (options->unsafe ? IMG_NO_BACKING : 0),
+                      &r.image);
     if (ret < 0)
         return CMD_EXIT_FAILED;
     ret = qcow2_info(r.image, &info);

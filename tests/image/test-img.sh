@@ -86,6 +86,11 @@ ok_not "create without a size" "$img" create -f qcow2 n.qcow2
 ok_not "create -b without -F" "$img" create -f qcow2 -b x.qcow2 n.qcow2
 ok_not "create of a format that we can't" "$img" create -f vmdk n.vmdk 1M
 ok_not "create -f raw -o preallocation=metadata" "$img" create -f raw -o preallocation=metadata n.raw 1M
+for own in "-b new.qcow2 -F qcow2 -u" "-o data_file=./new.qcow2"; do
+    # shellcheck disable=SC2086 # several words
+    ok "create $own of an image that is not there yet" says "is the image itself: it cannot be its own" "$img" create -f qcow2 $own new.qcow2 4M
+    ok "... makes nothing" test ! -e new.qcow2
+done
 cp z.qcow2 itself.qcow2
 ln -s itself.qcow2 alias.qcow2
 for own in "-b itself.qcow2" "-b ./alias.qcow2" "-u -b itself.qcow2"; do
@@ -339,6 +344,28 @@ done
 ok "... and has not touched it" "$img" check -q self.qcow2
 ok "... nor with -n" says "is read as a part of the source" "$img" convert -n -O qcow2 self.qcow2 self.qcow2
 ok "convert -B with two sources is refused" status 2 "$img" convert -O qcow2 -B full.qcow2 -F qcow2 blank.qcow2 blank.qcow2 two.qcow2
+for way in "" -u; do
+    cp rtop.qcow2 was.qcow2
+    # shellcheck disable=SC2086 # one word or none
+    {
+        ok "rebase $way to itself says so" says "is the image itself: it cannot be its own backing file" "$img" rebase $way -b ./rtop.qcow2 -F qcow2 rtop.qcow2
+        ok "rebase $way to an unknown format is refused" says "unknown format 'bogus' (qcow2 and raw are known)" "$img" rebase $way -b base.qcow2 -F bogus rtop.qcow2
+        ok "rebase $way to the format null, too" says "unknown format 'null' (qcow2 and raw are known)" "$img" rebase $way -b base.qcow2 -F null rtop.qcow2
+    }
+    ok "... and the image is as it was" cmp rtop.qcow2 was.qcow2
+done
+"$img" create -q -f qcow2 -b base.qcow2 -F qcow2 loop1.qcow2
+"$img" create -q -f qcow2 -b loop1.qcow2 -F qcow2 loop2.qcow2
+ok "rebase to what stands on the image says so" says "the chain of files is a loop" "$img" rebase -b loop2.qcow2 -F qcow2 loop1.qcow2
+# What measures ringside-blk is no format of images.
+ok "info -f null" says "unknown format 'null' (qcow2 and raw are known)" "$img" info -f null nosuchfile
+ok_not "... is refused" "$img" info -f null base.qcow2
+ok_not "convert -f null is refused" "$img" convert -f null nosuchfile null.raw
+ok "... and makes nothing" test ! -e null.raw
+ok_not "compare -F null is refused" "$img" compare -F null base.qcow2 nosuchfile
+ok_not "create -F null is refused" "$img" create -f qcow2 -b base.qcow2 -F null null.qcow2
+ok_not "create -u -F null, too" "$img" create -f qcow2 -u -b base.qcow2 -F null null.qcow2 1M
+ok "... and makes nothing" test ! -e null.qcow2
 ok "rebase without -b" status 2 "$img" rebase rtop.qcow2
 ok "rebase without -F" status 2 "$img" rebase -b base.qcow2 rtop.qcow2
 ok_not "rebase of a raw image" "$img" rebase -b base.qcow2 -F qcow2 top.raw
