@@ -3,9 +3,9 @@
  * the rules (checklist E6, E8, F5, H10, K5).
  *
  * What always holds: nothing is changed without FIX, nor if a table could not be read; a table that cannot be
- * believed is reported and not followed, and then nothing that looks leaked is given back: it may be what the
- * table should lead to; memory is bounded by what the tables really refer to; a mapping beyond the end of the
- * file counts as in use.
+ * believed is reported and not followed, and then nothing that looks leaked is given back (it may be what the
+ * table should lead to), unless all refcounts have to be made anew; memory is bounded by what the tables
+ * really refer to; a mapping beyond the end of the file counts as in use.
  */
 #include "host/qcow2/check.h"
 
@@ -542,6 +542,8 @@ static int coroutine_fn co_pass(struct check *check)
         check_refcount_structures(check);
     if (!check->error)
         co_compare(check);
+    if (!check->rebuild && check->unseen && check->result->leaks && (check->fix & QCOW2_FIX_LEAKS))
+        check_say(check, "Leaks are left as they are: they may be what could not be followed");
     if (!check->error && check->rebuild && (check->fix & QCOW2_FIX_ERRORS)) {
         int ret = check_co_rebuild(check);
         if (ret < 0) {
