@@ -3,7 +3,8 @@
  * coroutine on the program's only loop, so it may call everything named _co_.
  *
  * Exit statuses are qemu-img's: 0 done; 1 failed; check: 2 corrupt, 3 leaks only, 63 not supported by the
- * format; compare: 1 different, 2 failed; and 2 for a command line that cannot be understood.
+ * format; compare: 1 different, 2 failed; and 2 for a command line that cannot be understood (check: 1, for
+ * its 2 says more).
  */
 #ifndef RINGSIDE_CMD_IMG_H
 #define RINGSIDE_CMD_IMG_H
@@ -33,10 +34,10 @@ struct img_options {
     const char *cache, *source_cache, *aio;
     const char *secret_file, *snapshot, *repair, *preallocation, *data_policy;
     const char *snapshot_create, *snapshot_apply, *snapshot_delete, *base;
-    const char *start_offset, *max_length, *sparse, *coroutines;
+    const char *start_offset, *max_length, *sparse, *coroutines, *rate;
     bool quiet, progress, force_share, backing_chain, strict, unsafe, shrink, compressed, no_create, list,
         drop;
-    bool target_is_zero, out_of_order, help;
+    bool target_is_zero, out_of_order, salvage, help;
     char **names; /* what is not an option */
     unsigned name_count;
 };
@@ -55,6 +56,7 @@ struct img_command {
     const struct img_option *options; /* ends with a row of zeroes */
     unsigned names_min, names_max;
     int coroutine_fn (*co_run)(const struct img_options *options);
+    int usage_status; /* ends with this if its words cannot be understood; 0: CMD_EXIT_USAGE */
 };
 
 int coroutine_fn img_co_create(const struct img_options *options);
@@ -79,6 +81,9 @@ int coroutine_fn img_co_rebase(const struct img_options *options);
 /* The options of node_co_open that the command line and FLAGS ask for. 0 or -EINVAL with ERR. */
 int img_open_options(const struct img_options *options, unsigned flags, struct open_options *open,
                      struct error *err);
+
+/* Flags of writes to what -t is for: writethrough and directsync make each of them durable. */
+unsigned img_write_flags(const struct img_options *options);
 
 /* FORMAT is one that an image here can have, or NULL. 0 or -EINVAL with ERR. */
 int img_check_format(const char *format, struct error *err);
@@ -117,9 +122,16 @@ struct img_new {
     const char *const *create_options; /* -o lists */
     unsigned create_option_count;
     const char *secret_file;
+    uint64_t size_needed;   /* fewer bytes will not do */
+    bool compressed;        /* every cluster will be written compressed */
     uint64_t cluster_bytes; /* result: 0 for raw */
     bool backed;            /* result */
 };
+
+/* Does one of the -o lists ask for help? */
+bool img_asks_for_options(const struct img_options *options);
+/* Prints what -o of FORMAT (NULL: raw) can say. Returns the exit status. */
+int img_print_create_options(const char *format);
 
 /* Makes a new image, printing what it makes unless QUIET. 0, or negative with ERR. */
 int coroutine_fn img_co_make(struct img_new *image, const struct img_options *options, bool quiet,
@@ -147,6 +159,16 @@ int coroutine_fn img_co_read(struct node *node, uint64_t offset, void *buf, uint
 
 /* Runs WORK(OPAQUE) in COUNT coroutines (fewer if no more can be had) and waits for all. */
 int coroutine_fn img_co_workers(unsigned count, void coroutine_fn (*work)(void *opaque), void *opaque);
+
+/* ---- not too fast (img_rate.c) ---- */
+
+struct throttle;
+
+/* RATE: bytes a second; NULL: no limit. 0, or CMD_EXIT_USAGE after saying so. */
+int img_rate_begin(struct throttle *throttle, const char *rate);
+
+/* Waits until BYTES may be copied. */
+void coroutine_fn img_co_rate_wait(struct throttle *throttle, uint64_t bytes);
 
 /* ---- words (img_text.c) ---- */
 

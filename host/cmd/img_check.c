@@ -79,9 +79,8 @@ int coroutine_fn img_co_check(const struct img_options *options)
     struct node *node;
     unsigned fix = 0;
     bool json;
-    int status = img_output(options, &json);
-    if (status)
-        return status;
+    if (img_output(options, &json))
+        return CMD_EXIT_FAILED; /* not CMD_EXIT_USAGE, which is that of a corrupt image */
     if (options->repair) {
         if (strcmp(options->repair, "leaks") == 0) {
             fix = QCOW2_FIX_LEAKS;
@@ -89,11 +88,13 @@ int coroutine_fn img_co_check(const struct img_options *options)
             fix = QCOW2_FIX_LEAKS | QCOW2_FIX_ERRORS;
         } else {
             log_message("-r %s: what is to be repaired is 'leaks' or 'all'", options->repair);
-            return CMD_EXIT_USAGE;
+            return CMD_EXIT_FAILED;
         }
     }
-    if (img_co_open(options, path, options->format, IMG_CHECK | IMG_NO_BACKING | (fix ? IMG_WRITE : 0),
-                    &node) < 0)
+    unsigned flags = IMG_CHECK | IMG_NO_BACKING | (fix ? IMG_WRITE : 0);
+    if (options->source_cache)
+        flags |= IMG_SOURCE;
+    if (img_co_open(options, path, options->format, flags, &node) < 0)
         return CMD_EXIT_FAILED;
     if (node->driver != &qcow2_driver) {
         log_message("%s: images of format %s have nothing to check", path, node->driver->format_name);
@@ -104,7 +105,7 @@ int coroutine_fn img_co_check(const struct img_options *options)
     int closed = img_co_close(node);
     if (ret < 0)
         return img_failed(path, &err);
-    if (json)
+    if (json && !options->quiet)
         print_json(path, &check);
     else if (!options->quiet)
         print_text(&check);

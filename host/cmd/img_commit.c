@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/block/throttle.h"
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
 
@@ -23,6 +24,7 @@ struct commit {
     unsigned count;
     char *base_path, *base_format;
     struct node *base;
+    struct throttle throttle;
 };
 
 /* The file below NODE, by name and format. */
@@ -119,6 +121,7 @@ static int coroutine_fn find(struct commit *commit, uint64_t offset, uint64_t *b
 static int coroutine_fn copy(struct commit *commit, const struct img_options *options, struct error *err)
 {
     uint64_t end = node_length(commit->layers[0]);
+    unsigned write_flags = img_write_flags(options);
     struct img_progress progress;
     char *buf = node_buffer(commit->base, PIECE_BYTES);
     int ret = buf ? 0 : error_set(err, -ENOMEM, "out of memory");
@@ -129,13 +132,14 @@ static int coroutine_fn copy(struct commit *commit, const struct img_options *op
         bool zero;
         ret = find(commit, offset, &n, &layer, &zero);
         if (ret == 0 && layer && zero) {
-            ret = node_co_pwrite_zeroes(commit->base, offset, n, NODE_IO_MAY_UNMAP);
+            ret = node_co_pwrite_zeroes(commit->base, offset, n, NODE_IO_MAY_UNMAP | write_flags);
         } else if (ret == 0 && layer) {
             if (n > PIECE_BYTES)
                 n = PIECE_BYTES;
+            img_co_rate_wait(&commit->throttle, n);
             ret = node_co_pread(layer, offset, buf, n);
             if (ret == 0)
-                ret = node_co_pwrite(commit->base, offset, buf, n, 0);
+                ret = node_co_pwrite(commit->base, offset, buf, n, write_flags);
         }
         if (ret < 0)
             error_set(err, ret, "offset %" PRIu64 " cannot be committed: %s", offset, strerror(-ret));
@@ -151,7 +155,13 @@ int coroutine_fn img_co_commit(const struct img_options *options)
 {
     struct commit *commit = calloc(1, sizeof(*commit));
     struct error err = {""};
-    int ret = commit ? open_layers(commit, options) : -ENOMEM;
+    int ret = commit ? img_rate_begin(&commit->throttle, options->rate) : -ENOMEM;
+    if (ret > 0) {
+        free(commit);
+        return ret;
+    }
+    if (ret == 0)
+        ret = open_layers(commit, options);
     if (ret < 0)
         goto out;
     ret = img_co_open(options, commit->base_path, commit->base_format, IMG_WRITE, &commit->base);

@@ -14,10 +14,12 @@
 #include <sys/stat.h>
 
 #include "host/block/parse.h"
+#include "host/block/throttle.h"
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
 
 #define PIECE_BYTES (1024u * 1024u)
+#define SPARSE_MAX  (16u * 1024u * 1024u)
 #define WORKERS_MAX 16
 #define SOURCES_MAX 64
 #define SECTOR      512u
@@ -34,7 +36,10 @@ struct conversion {
     struct node *target;
     uint64_t total;
     bool target_is_zero, target_is_backed;
-    uint64_t sparse;        /* 0: everything is written */
+    uint64_t sparse;      /* 0: everything is written */
+    uint64_t piece_bytes; /* what is read at a time, if it is no larger cluster */
+    unsigned write_flags;
+    struct throttle throttle;
     uint64_t cluster_bytes; /* with -c: of the target */
 
     struct co_mutex cursor_lock; /* held while the next piece is found out */
@@ -89,6 +94,38 @@ static int coroutine_fn read_sources(struct conversion *c, uint64_t offset, char
     return 0;
 }
 
+static void say_lost(const struct conversion *c, uint64_t from, uint64_t to, int error)
+{
+    struct source *s = source_at((struct conversion *)c, from);
+    if (!c->options->quiet)
+        log_message("%s: reading %" PRIu64 " bytes at offset %" PRIu64 ": %s: they are zeroes in the target",
+                    c->options->names[s - c->sources], to - from, from - s->start, strerror(-error));
+}
+
+/* As read_sources; with --salvage what cannot be read, sector by sector, is zeroes. */
+static int coroutine_fn read_or_salvage(struct conversion *c, uint64_t offset, char *buf, uint64_t bytes)
+{
+    int ret = read_sources(c, offset, buf, bytes), error = 0;
+    if (ret == 0 || !c->options->salvage)
+        return ret;
+    uint64_t lost = 0; /* where the range that ERROR is about begins */
+    for (uint64_t at = 0; at < bytes; at += SECTOR) {
+        uint64_t n = min_u64(SECTOR, bytes - at);
+        ret = read_sources(c, offset + at, buf + at, n);
+        if (ret < 0)
+            memset(buf + at, 0, n);
+        if (ret == error)
+            continue;
+        if (error < 0)
+            say_lost(c, offset + lost, offset + at, error);
+        lost = at;
+        error = ret;
+    }
+    if (error < 0)
+        say_lost(c, offset + lost, offset + bytes, error);
+    return 0;
+}
+
 /* What is at the cursor. Under the lock. */
 static int coroutine_fn look(struct conversion *c)
 {
@@ -101,7 +138,13 @@ static int coroutine_fn look(struct conversion *c)
         return 0;
     }
     const struct node *base = c->target_is_backed ? s->node->backing : NULL;
-    return img_co_extent(s->node, base, true, at, left, &c->extent);
+    int ret = img_co_extent(s->node, base, true, at, left, &c->extent);
+    if (ret < 0 && c->options->salvage) { /* reading will tell */
+        c->extent = (struct img_extent){.bytes = min_u64(left, PIECE_BYTES),
+                                        .flags = NODE_STATUS_DATA | NODE_STATUS_ALLOCATED};
+        ret = 0;
+    }
+    return ret;
 }
 
 /* The next piece, or false at the end. */
@@ -132,10 +175,8 @@ static bool coroutine_fn take(struct conversion *c, struct piece *piece)
                     piece->bytes = whole;
                 }
             }
-            if (!piece->zero && !piece->skip && piece->bytes > PIECE_BYTES && c->cluster_bytes <= PIECE_BYTES)
-                piece->bytes = PIECE_BYTES;
-            else if (!piece->zero && !piece->skip && c->cluster_bytes > PIECE_BYTES)
-                piece->bytes = min_u64(piece->bytes, c->cluster_bytes);
+            if (!piece->zero && !piece->skip)
+                piece->bytes = min_u64(piece->bytes, c->piece_bytes);
             c->cursor += piece->bytes;
             uint64_t used = min_u64(c->extent.bytes, piece->bytes);
             c->extent.bytes -= used;
@@ -152,7 +193,8 @@ static int coroutine_fn write_zeroes(struct conversion *c, uint64_t offset, uint
 {
     if (c->target_is_zero)
         return 0;
-    return node_co_pwrite_zeroes(c->target, offset, bytes, c->sparse ? NODE_IO_MAY_UNMAP : 0);
+    return node_co_pwrite_zeroes(c->target, offset, bytes,
+                                 c->write_flags | (c->sparse ? NODE_IO_MAY_UNMAP : 0));
 }
 
 static int coroutine_fn write_compressed(struct conversion *c, uint64_t offset, const char *buf,
@@ -164,7 +206,7 @@ static int coroutine_fn write_compressed(struct conversion *c, uint64_t offset, 
         if (buffer_is_zero(buf, n))
             ret = write_zeroes(c, offset, n);
         else
-            ret = node_co_pwrite(c->target, offset, buf, n, NODE_IO_COMPRESSED);
+            ret = node_co_pwrite(c->target, offset, buf, n, NODE_IO_COMPRESSED | c->write_flags);
         if (ret < 0)
             return ret;
         offset += n;
@@ -186,7 +228,8 @@ static int coroutine_fn write_sparse(struct conversion *c, uint64_t offset, cons
                 break;
             n += next;
         }
-        int ret = zero ? write_zeroes(c, offset, n) : node_co_pwrite(c->target, offset, buf, n, 0);
+        int ret =
+            zero ? write_zeroes(c, offset, n) : node_co_pwrite(c->target, offset, buf, n, c->write_flags);
         if (ret < 0)
             return ret;
         offset += n;
@@ -199,13 +242,15 @@ static int coroutine_fn write_sparse(struct conversion *c, uint64_t offset, cons
 static void coroutine_fn work(void *opaque)
 {
     struct conversion *c = opaque;
-    size_t size = c->cluster_bytes > PIECE_BYTES ? c->cluster_bytes : PIECE_BYTES;
+    size_t size = c->piece_bytes;
     char *buf = node_buffer(c->target, size);
     struct piece piece;
     if (!buf)
         fail(c, -ENOMEM, 0, true);
     while (buf && take(c, &piece)) {
         int ret;
+        if (!piece.skip && !(piece.zero && c->sparse))
+            img_co_rate_wait(&c->throttle, piece.bytes);
         if (piece.skip) {
             /* It shows through from the target's backing file. */
         } else if (piece.zero && c->sparse) {
@@ -217,11 +262,12 @@ static void coroutine_fn work(void *opaque)
             memset(buf, 0, size);
             ret = 0;
             for (uint64_t at = 0; at < piece.bytes && ret == 0; at += size)
-                ret = node_co_pwrite(c->target, piece.offset + at, buf, min_u64(size, piece.bytes - at), 0);
+                ret = node_co_pwrite(c->target, piece.offset + at, buf, min_u64(size, piece.bytes - at),
+                                     c->write_flags);
             if (ret < 0)
                 fail(c, ret, piece.offset, false);
         } else {
-            ret = read_sources(c, piece.offset, buf, piece.bytes);
+            ret = read_or_salvage(c, piece.offset, buf, piece.bytes);
             if (ret < 0) {
                 fail(c, ret, piece.offset, true);
                 break;
@@ -252,7 +298,6 @@ static int coroutine_fn open_sources(struct conversion *c)
     return 0;
 }
 
-/* Makes the target unless it is there, and opens it. Errors are said. */
 /* Is it one of the files that NODE is made of: the image, its data file, one below it? */
 static bool is_made_of(const struct node *node, const struct stat *file)
 {
@@ -283,6 +328,7 @@ static bool overwrites_source(const struct conversion *c, const char *path)
     return false;
 }
 
+/* Makes the target unless it is there, and opens it. Errors are said. */
 static int coroutine_fn open_target(struct conversion *c, const char *path)
 {
     const struct img_options *options = c->options;
@@ -301,6 +347,8 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
             .create_options = options->create_options,
             .create_option_count = options->create_option_count,
             .secret_file = options->secret_file,
+            .size_needed = c->total,
+            .compressed = options->compressed,
         };
         if (img_co_make(&image, options, true, &err) < 0) {
             img_failed(path, &err);
@@ -340,7 +388,13 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
             log_message("%s: -c compresses clusters of qcow2 images only (-O qcow2)", path);
             return -ENOTSUP;
         }
+        if (info.data_file) {
+            log_message("%s: -c cannot compress what lies in a data file", path);
+            return -ENOTSUP;
+        }
         c->cluster_bytes = info.cluster_bytes;
+        if (c->piece_bytes < c->cluster_bytes)
+            c->piece_bytes = c->cluster_bytes;
     }
     return 0;
 }
@@ -352,8 +406,8 @@ static int read_numbers(struct conversion *c, unsigned *workers)
     uint64_t n = 8;
     c->sparse = 4096;
     if (options->sparse &&
-        (parse_size(options->sparse, &c->sparse) < 0 || c->sparse % SECTOR || c->sparse > PIECE_BYTES)) {
-        log_message("-S %s: must be 0 or a multiple of 512 up to 1M", options->sparse);
+        (parse_size(options->sparse, &c->sparse) < 0 || c->sparse % SECTOR || c->sparse > SPARSE_MAX)) {
+        log_message("-S %s: must be 0 or a multiple of 512 up to 16M", options->sparse);
         return CMD_EXIT_USAGE;
     }
     if (options->coroutines && (parse_number(options->coroutines, &n) < 0 || n < 1 || n > WORKERS_MAX)) {
@@ -372,7 +426,31 @@ static int read_numbers(struct conversion *c, unsigned *workers)
         log_message("-n leaves the target as it is: -B and -o cannot be given with it");
         return CMD_EXIT_USAGE;
     }
+    if (options->backing_format && !options->backing_file) {
+        log_message("-F %s: the format of which backing file? (-B FILE)", options->backing_format);
+        return CMD_EXIT_USAGE;
+    }
+    int status = img_rate_begin(&c->throttle, options->rate);
+    if (status)
+        return status;
+    /* A zero run of -S has to fit into what is looked at. With -c, pieces are clusters. */
+    c->piece_bytes = c->sparse > PIECE_BYTES && !options->compressed ? c->sparse : PIECE_BYTES;
+    c->write_flags = img_write_flags(options);
     *workers = (unsigned)n;
+    return 0;
+}
+
+/* What of the target is wrong can be said before it is touched. 0, or the exit status after saying it. */
+static int check_target(const struct img_options *options, const char *path)
+{
+    const char *format = options->output_format;
+    struct error err = {""};
+    if (img_check_format(format, &err) < 0)
+        return img_failed(path, &err);
+    if (options->compressed && (format ? strcmp(format, "raw") == 0 : !options->no_create)) {
+        log_message("%s: -c compresses clusters of qcow2 images only (-O qcow2)", path);
+        return CMD_EXIT_FAILED;
+    }
     return 0;
 }
 
@@ -388,6 +466,8 @@ int coroutine_fn img_co_convert(const struct img_options *options)
     }
     c->options = options;
     int ret = read_numbers(c, &workers);
+    if (ret == 0)
+        ret = check_target(options, path);
     if (ret) {
         free(c);
         return ret;

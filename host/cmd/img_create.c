@@ -221,23 +221,36 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
                      parsing->image->format);
 }
 
-static void print_create_options(const char *format)
+int img_print_create_options(const char *format)
 {
-    bool raw = strcmp(format, "raw") == 0;
-    printf("Options of format %s:\n", format);
+    struct error err = {""};
+    bool raw = !format || strcmp(format, "raw") == 0;
+    if (img_check_format(format, &err) < 0) {
+        log_message("-o help: %s", err.text);
+        return CMD_EXIT_FAILED;
+    }
+    printf("Options of format %s:\n", raw ? "raw" : format);
     for (size_t i = 0; i < CREATE_OPTIONS; i++) {
         if (!raw || create_options[i].raw)
             printf("  %-18s %s\n", create_options[i].name, create_options[i].help);
     }
+    return CMD_EXIT_OK;
 }
 
-static bool asks_for_help(const char *const *lists, unsigned count)
+static int find_help(void *opaque, const char *key, const char *value, struct error *err)
 {
-    for (unsigned i = 0; i < count; i++) {
-        if (strcmp(lists[i], "help") == 0 || strcmp(lists[i], "?") == 0)
-            return true;
-    }
-    return false;
+    if (!value && (strcmp(key, "help") == 0 || strcmp(key, "?") == 0))
+        *(bool *)opaque = true;
+    return 0;
+}
+
+bool img_asks_for_options(const struct img_options *options)
+{
+    struct error ignored = {""};
+    bool found = false;
+    for (unsigned i = 0; i < options->create_option_count; i++)
+        parse_options(options->create_options[i], find_help, &found, &ignored);
+    return found;
 }
 
 /* ---- raw ---- */
@@ -342,6 +355,19 @@ static int coroutine_fn make_qcow2(struct img_new *image, struct creation *c,
     return qcow2_co_create(image->path, q, err);
 }
 
+/* What cannot be had together with clusters that are written compressed. */
+static int check_compressed(const struct qcow2_create_options *q, struct error *err)
+{
+    if (q->preallocation != QCOW2_PREALLOCATION_OFF)
+        return error_set(err, -ENOTSUP, "-c cannot compress what is preallocated (leave one of the two out)");
+    if (q->data_file)
+        return error_set(err, -ENOTSUP,
+                         "-c cannot compress what lies in a data file (leave one of the two out)");
+    if (q->encrypt_format)
+        return error_set(err, -ENOTSUP, "-c cannot compress what is encrypted (leave one of the two out)");
+    return 0;
+}
+
 int coroutine_fn img_co_make(struct img_new *image, const struct img_options *options, bool quiet,
                              struct error *err)
 {
@@ -404,6 +430,14 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
         goto out;
     }
     image->size = (image->size + 511) & ~511ull;
+    if (image->size < image->size_needed) {
+        ret = error_set(err, -ENOSPC, "-o size: %" PRIu64 " bytes are fewer than the source's %" PRIu64,
+                        image->size, image->size_needed);
+        goto out;
+    }
+    ret = image->compressed ? check_compressed(&c->qcow2, err) : 0;
+    if (ret < 0)
+        goto out;
     if (!quiet)
         describe(image, c);
     ret = raw ? make_raw(image, c, err) : make_qcow2(image, c, options, err);
@@ -429,14 +463,6 @@ int coroutine_fn img_co_create(const struct img_options *options)
         .secret_file = options->secret_file,
     };
     struct error err = {""};
-    if (asks_for_help(options->create_options, options->create_option_count)) {
-        print_create_options(image.format);
-        return CMD_EXIT_OK;
-    }
-    if (options->name_count == 0) {
-        log_message("a file name is missing (see `ringside-img create --help`)");
-        return CMD_EXIT_USAGE;
-    }
     if (options->name_count > 1) {
         if (parse_size(options->names[1], &image.size) < 0) {
             log_message("'%s' is not a size (bytes, or a number with k, M, G, T, P or E)", options->names[1]);

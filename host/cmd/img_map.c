@@ -11,6 +11,7 @@
 
 struct map {
     bool json, first;
+    bool empty; /* an image of no bytes is one extent of none */
     uint64_t start;
     struct img_extent extent;
 };
@@ -30,7 +31,7 @@ static bool has_offset(const struct img_extent *e)
 static int put(struct map *map)
 {
     const struct img_extent *e = &map->extent;
-    if (e->bytes == 0)
+    if (e->bytes == 0 && !map->empty)
         return 0;
     bool data = e->flags & NODE_STATUS_DATA, zero = e->flags & NODE_STATUS_ZERO;
     if (map->json) {
@@ -91,6 +92,7 @@ int coroutine_fn img_co_map(const struct img_options *options)
     if (img_co_open(options, path, options->format, 0, &node) < 0)
         return CMD_EXIT_FAILED;
     uint64_t end = node_length(node);
+    map.empty = end == 0;
     bool holes = preallocated(node);
     if (offset < end && most < end - offset)
         end = offset + most;

@@ -9,19 +9,40 @@
 
 #include "host/cmd/img.h"
 
+static const struct cache_name {
+    const char *name;
+    enum cache_mode mode;
+    unsigned write_flags;
+} cache_names[] = {
+    {"none", CACHE_NONE, 0},           {"directsync", CACHE_NONE, NODE_IO_FUA},
+    {"writeback", CACHE_WRITEBACK, 0}, {"writethrough", CACHE_WRITEBACK, NODE_IO_FUA},
+    {"unsafe", CACHE_UNSAFE, 0},
+};
+
+static const struct cache_name *find_cache(const char *text)
+{
+    for (size_t i = 0; i < sizeof(cache_names) / sizeof(cache_names[0]); i++) {
+        if (strcmp(text, cache_names[i].name) == 0)
+            return &cache_names[i];
+    }
+    return NULL;
+}
+
 static int parse_cache(const char *text, const char *option, enum cache_mode *mode, struct error *err)
 {
-    static const struct {
-        const char *name;
-        enum cache_mode mode;
-    } modes[] = {{"none", CACHE_NONE}, {"writeback", CACHE_WRITEBACK}, {"unsafe", CACHE_UNSAFE}};
-    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
-        if (strcmp(text, modes[i].name) == 0) {
-            *mode = modes[i].mode;
-            return 0;
-        }
-    }
-    return error_set(err, -EINVAL, "%s %s: no such cache mode (none, writeback or unsafe)", option, text);
+    const struct cache_name *found = find_cache(text);
+    if (!found)
+        return error_set(err, -EINVAL,
+                         "%s %s: no such cache mode (none, directsync, writeback, writethrough or unsafe)",
+                         option, text);
+    *mode = found->mode;
+    return 0;
+}
+
+unsigned img_write_flags(const struct img_options *options)
+{
+    const struct cache_name *found = options->cache ? find_cache(options->cache) : NULL;
+    return found ? found->write_flags : 0;
 }
 
 static int parse_aio(const char *text, enum aio_kind *aio, struct error *err)
@@ -61,6 +82,9 @@ int img_open_options(const struct img_options *options, unsigned flags, struct o
     int ret = cache ? parse_cache(cache, flags & IMG_SOURCE ? "-T" : "-t", &open->cache, err) : 0;
     if (ret == 0 && options->aio)
         ret = parse_aio(options->aio, &open->aio, err);
+    if (ret == 0 && options->aio && open->aio == AIO_NATIVE && open->cache != CACHE_NONE)
+        ret = error_set(err, -EINVAL, "--aio=native goes without the page cache only (%s none or directsync)",
+                        flags & IMG_SOURCE ? "-T" : "-t");
     return ret;
 }
 

@@ -19,6 +19,7 @@
 struct rebase {
     struct node *image, *old, *new; /* OLD and NEW may be NULL: nothing, zeroes */
     uint64_t cluster_bytes;
+    unsigned write_flags;
     char *old_buf, *new_buf;
 };
 
@@ -51,9 +52,9 @@ static int coroutine_fn keep_content(struct rebase *r, uint64_t offset, uint64_t
             n = bytes - at;
         if (memcmp(r->old_buf + at, r->new_buf + at, n) != 0) {
             if (buffer_is_zero(r->old_buf + at, n))
-                ret = node_co_pwrite_zeroes(r->image, offset + at, n, NODE_IO_MAY_UNMAP);
+                ret = node_co_pwrite_zeroes(r->image, offset + at, n, NODE_IO_MAY_UNMAP | r->write_flags);
             else
-                ret = node_co_pwrite(r->image, offset + at, r->old_buf + at, n, 0);
+                ret = node_co_pwrite(r->image, offset + at, r->old_buf + at, n, r->write_flags);
         }
         at += n;
     }
@@ -153,6 +154,7 @@ int coroutine_fn img_co_rebase(const struct img_options *options)
     } else if (!options->unsafe) {
         r.old = r.image->backing;
         r.cluster_bytes = info.cluster_bytes;
+        r.write_flags = img_write_flags(options);
         ret = open_new(&r, options, &err);
         r.old_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;
         r.new_buf = ret == 0 ? node_buffer(r.image, PIECE_BYTES) : NULL;

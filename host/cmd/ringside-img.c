@@ -38,9 +38,9 @@
     {                                                                    \
         0, "output", "human|json", "form of what is printed", AT(output) \
     }
-#define OPTION_CACHE                                                           \
-    {                                                                          \
-        't', "cache", "MODE", "none, writeback (default) or unsafe", AT(cache) \
+#define OPTION_CACHE                                                                                     \
+    {                                                                                                    \
+        't', "cache", "MODE", "none, directsync, writeback (default), writethrough or unsafe", AT(cache) \
     }
 #define OPTION_SOURCE_CACHE                                                             \
     {                                                                                   \
@@ -83,11 +83,12 @@ static const struct img_option info_table[] = {
 };
 
 static const struct img_option check_table[] = {
-    OPTION_FORMAT, {'r', "repair", "leaks|all", "repair what is found", AT(repair)},
-    OPTION_OUTPUT, OPTION_CACHE,
-    OPTION_SHARE,  OPTION_QUIET,
-    OPTION_SECRET, OPTION_POLICY,
-    OPTION_HELP,   OPTION_END,
+    OPTION_FORMAT,       {'r', "repair", "leaks|all", "repair what is found", AT(repair)},
+    OPTION_OUTPUT,       OPTION_CACHE,
+    OPTION_SOURCE_CACHE, OPTION_SHARE,
+    OPTION_QUIET,        OPTION_SECRET,
+    OPTION_POLICY,       OPTION_HELP,
+    OPTION_END,
 };
 
 static const struct img_option map_table[] = {
@@ -105,7 +106,7 @@ static const struct img_option map_table[] = {
 static const struct img_option convert_table[] = {
     {'f', "format", "FMT", "format of the sources (default: found out)", AT(format)},
     {'O', "output-format", "FMT", "format of the target: raw (default) or qcow2", AT(output_format)},
-    {'o', "options", "LIST", "NAME=VALUE,... of the target's format", AT(create_options)},
+    {'o', "options", "LIST", "NAME=VALUE,... of the target's format; -o help lists them", AT(create_options)},
     {'B', "backing-file", "FILE", "backing file of the target: only what differs in name is copied",
      AT(backing_file)},
     {'F', "backing-format", "FMT", "its format", AT(backing_format)},
@@ -113,8 +114,11 @@ static const struct img_option convert_table[] = {
     {'l', "snapshot", "ID|NAME", "read from this internal snapshot", AT(snapshot)},
     {'n', "no-create", NULL, "the target is there already", AT(no_create)},
     {0, "target-is-zero", NULL, "with -n: the target reads as zeroes", AT(target_is_zero)},
-    {'S', "sparse", "SIZE", "zeroes of this length are left out (default 4k; 0: none)", AT(sparse)},
+    {'S', "sparse", "SIZE", "zeroes of this length, up to 16M, are left out (default 4k; 0: none)",
+     AT(sparse)},
     {'m', "coroutines", "N", "requests in flight, 1 to 16 (default 8)", AT(coroutines)},
+    {'r', "rate-limit", "RATE", "bytes a second that are copied at most", AT(rate)},
+    {0, "salvage", NULL, "what cannot be read is zeroes, and is said", AT(salvage)},
     {'W', "out-of-order", NULL, "accepted; writes are out of order anyhow", AT(out_of_order)},
     OPTION_CACHE,
     OPTION_SOURCE_CACHE,
@@ -170,6 +174,7 @@ static const struct img_option snapshot_table[] = {
 static const struct img_option commit_table[] = {
     OPTION_FORMAT,
     {'b', "base", "FILE", "image of the chain to commit into (default: the next one)", AT(base)},
+    {'r', "rate-limit", "RATE", "bytes a second that are copied at most", AT(rate)},
     {'d', "drop", NULL, "do not empty the image afterwards: it will be dropped", AT(drop)},
     OPTION_CACHE,
     OPTION_PROGRESS,
@@ -197,10 +202,10 @@ static const struct img_option rebase_table[] = {
 };
 
 static const struct img_command commands[] = {
-    {"create", "[OPTION]... FILE [SIZE]", "make a new image", create_table, 0, 2, img_co_create},
+    {"create", "[OPTION]... FILE [SIZE]", "make a new image", create_table, 1, 2, img_co_create},
     {"info", "[OPTION]... FILE", "say what an image is", info_table, 1, 1, img_co_info},
     {"check", "[OPTION]... FILE", "look for errors in an image, and repair it", check_table, 1, 1,
-     img_co_check},
+     img_co_check, CMD_EXIT_FAILED},
     {"map", "[OPTION]... FILE", "say where an image's data lies", map_table, 1, 1, img_co_map},
     {"convert", "[OPTION]... FILE... TARGET", "copy an image into one of another kind", convert_table, 2, 64,
      img_co_convert},
@@ -239,12 +244,13 @@ static void print_command_help(const struct img_command *command)
     }
 }
 
-static int usage(const char *command, const char *format, const char *what)
+/* COMMAND: NULL if there is none. */
+static int usage(const struct img_command *command, const char *format, const char *what)
 {
     char text[256];
     snprintf(text, sizeof(text), format, what);
-    log_message("%s (see `ringside-img %s%s--help`)", text, command, command[0] ? " " : "");
-    return CMD_EXIT_USAGE;
+    log_message("%s (see `ringside-img %s%s--help`)", text, command ? command->name : "", command ? " " : "");
+    return command && command->usage_status ? command->usage_status : CMD_EXIT_USAGE;
 }
 
 #define ROWS_MAX 32
@@ -300,12 +306,12 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
         char word[3] = {'-', (char)optopt, '\0'};
         const char *written = optopt ? word : argv[optind - 1];
         if (c == ':')
-            return usage(command->name, "option '%s' needs a value", written);
+            return usage(command, "option '%s' needs a value", written);
         const struct img_option *row = c == '?' ? NULL : find_row(command, index, c);
         if (!row)
-            return usage(command->name, "unknown option '%s'", written);
+            return usage(command, "unknown option '%s'", written);
         if (store(options, row, optarg) < 0)
-            return usage(command->name, "option '%s' is given too often", row->name);
+            return usage(command, "option '%s' is given too often", row->name);
     }
     options->names = argv + optind;
     options->name_count = (unsigned)(argc + hidden - optind);
@@ -313,10 +319,17 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
         print_command_help(command);
         return CMD_EXIT_OK;
     }
+    if (img_asks_for_options(options))
+        return img_print_create_options(find_row(command, 0, 'O') ? options->output_format : options->format);
+    struct open_options ignored;
+    struct error err = {""};
+    if (img_open_options(options, 0, &ignored, &err) < 0 ||
+        img_open_options(options, IMG_SOURCE, &ignored, &err) < 0)
+        return usage(command, "%s", err.text);
     if (options->name_count < command->names_min)
-        return usage(command->name, "a file name is missing: %s", command->usage);
+        return usage(command, "a file name is missing: %s", command->usage);
     if (options->name_count > command->names_max)
-        return usage(command->name, "'%s' is too much", options->names[command->names_max]);
+        return usage(command, "'%s' is too much", options->names[command->names_max]);
     return -1;
 }
 
@@ -336,7 +349,7 @@ int main(int argc, char **argv)
 {
     log_set_program("ringside-img");
     if (argc < 2)
-        return usage("", "%s", "which command?");
+        return usage(NULL, "%s", "which command?");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         print_help();
         return CMD_EXIT_OK;
@@ -351,7 +364,7 @@ int main(int argc, char **argv)
             command = &commands[i];
     }
     if (!command)
-        return usage("", argv[1][0] == '-' ? "unknown option '%s'" : "unknown command '%s'", argv[1]);
+        return usage(NULL, argv[1][0] == '-' ? "unknown option '%s'" : "unknown command '%s'", argv[1]);
 
     struct img_options options = {0};
     int status = parse(command, argc - 1, argv + 1, &options);

@@ -245,9 +245,18 @@ PY
 ok "check: leaks are status 3" status 3 "$img" check leak.qcow2
 ok "check: corruption is status 2" status 2 "$img" check corrupt.qcow2
 ok "check --output=json counts as qemu-img does" bash -c "$(declare -f same_json); img='$img'; same_json check leak.qcow2 && same_json check corrupt.qcow2"
+for image in base.qcow2 leak.qcow2 corrupt.qcow2; do
+    ok "check -q --output=json of $image prints nothing, as qemu-img" bash -c "
+        '$img' check -q --output=json $image >ours; status=\$?; qemu-img check -q --output=json $image >theirs; [ \$? -eq \$status ] && diff ours theirs && [ ! -s ours ]"
+done
 ok "check -r leaks repairs leaks" bash -c "'$img' check -r leaks leak.qcow2 && qemu-img check leak.qcow2 && qemu-img compare leak.qcow2 base.qcow2"
 ok "check -r all repairs corruption" bash -c "'$img' check -r all corrupt.qcow2 && qemu-img check corrupt.qcow2 && qemu-img compare corrupt.qcow2 base.qcow2"
-ok "check -r of something else" status 2 "$img" check -r everything base.qcow2
+ok "check -r of something else is status 1: 2 is a corrupt image" status 1 "$img" check -r everything base.qcow2
+
+for wrong in "--frob base.qcow2" "" "--output=xml base.qcow2" "-t never base.qcow2"; do
+    # shellcheck disable=SC2086 # several words
+    ok "check $wrong: status 1, as qemu-img" bash -c "'$img' check $wrong; [ \$? -eq 1 ] && { qemu-img check $wrong; [ \$? -eq 1 ]; }"
+done
 
 # ---- snapshot ----
 

@@ -188,6 +188,10 @@ ok "img info --output=json says what qemu-img says" bash -c "
     '$img' info --output=json -f raw disk.raw | jq -S . >ours && qemu-img info --output=json -f raw disk.raw | jq -S . >theirs && diff ours theirs"
 ok "img map --output=json says what qemu-img says" bash -c "
     '$img' map --output=json -f raw disk.raw | jq -S . >ours && qemu-img map --output=json -f raw disk.raw | jq -S . >theirs && diff ours theirs"
+truncate -s 0 empty.raw
+ok "img map of an image of no bytes, too" bash -c "
+    '$img' map --output=json -f raw empty.raw >ours && qemu-img map --output=json -f raw empty.raw >theirs && diff ours theirs &&
+    '$img' map -f raw empty.raw >ours && qemu-img map -f raw empty.raw >theirs && diff ours theirs"
 ok "img map says what qemu-img says" bash -c "'$img' map -f raw disk.raw >ours && qemu-img map -f raw disk.raw >theirs && diff ours theirs"
 ok "img convert copies the bytes and not the holes" bash -c "
     '$img' convert -f raw -O raw disk.raw copy.raw && cmp disk.raw copy.raw && [ \$(stat -c %b copy.raw) -le \$(stat -c %b disk.raw) ]"
