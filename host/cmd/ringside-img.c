@@ -68,7 +68,7 @@ static const struct img_option create_table[] = {
     {'f', "format", "FMT", "format of the new image: raw (default) or qcow2", AT(format)},
     {'o', "options", "LIST", "NAME=VALUE,... of the format; -o help lists them", AT(create_options)},
     {'b', "backing-file", "FILE", "image that shows through where nothing is written yet", AT(backing_file)},
-    {'F', "backing-format", "FMT", "its format", AT(backing_format)},
+    {'F', "backing-format", "FMT", "its format: qcow2 or raw", AT(backing_format)},
     {'u', "unsafe", NULL, "do not look at the backing file (then SIZE is needed)", AT(unsafe)},
     OPTION_SECRET,
     OPTION_QUIET,
@@ -104,12 +104,12 @@ static const struct img_option map_table[] = {
 };
 
 static const struct img_option convert_table[] = {
-    {'f', "format", "FMT", "format of the sources (default: found out)", AT(format)},
+    {'f', "format", "FMT", "format of the sources: qcow2 or raw (default: found out)", AT(format)},
     {'O', "output-format", "FMT", "format of the target: raw (default) or qcow2", AT(output_format)},
     {'o', "options", "LIST", "NAME=VALUE,... of the target's format; -o help lists them", AT(create_options)},
     {'B', "backing-file", "FILE", "backing file of the target: only what differs in name is copied",
      AT(backing_file)},
-    {'F', "backing-format", "FMT", "its format", AT(backing_format)},
+    {'F', "backing-format", "FMT", "its format: qcow2 or raw", AT(backing_format)},
     {'c', "compress", NULL, "compress the target's clusters (qcow2)", AT(compressed)},
     {'l', "snapshot", "ID|NAME", "read from this internal snapshot", AT(snapshot)},
     {'n', "no-create", NULL, "the target is there already", AT(no_create)},
@@ -133,8 +133,8 @@ static const struct img_option convert_table[] = {
 };
 
 static const struct img_option compare_table[] = {
-    {'f', "format", "FMT", "format of the first image", AT(format)},
-    {'F', "second-format", "FMT", "format of the second image", AT(second_format)},
+    {'f', "format", "FMT", "format of the first image: qcow2 or raw (default: found out)", AT(format)},
+    {'F', "second-format", "FMT", "format of the second image, the same", AT(second_format)},
     {'s', "strict", NULL, "sizes and allocation must be equal too", AT(strict)},
     OPTION_SOURCE_CACHE,
     OPTION_SHARE,
@@ -188,7 +188,7 @@ static const struct img_option commit_table[] = {
 static const struct img_option rebase_table[] = {
     OPTION_FORMAT,
     {'b', "backing-file", "FILE", "the new backing file; \"\" for none", AT(backing_file)},
-    {'F', "backing-format", "FMT", "its format", AT(backing_format)},
+    {'F', "backing-format", "FMT", "its format: qcow2 or raw", AT(backing_format)},
     {'u', "unsafe", NULL, "only change the name: the content is known to be the same", AT(unsafe)},
     OPTION_CACHE,
     OPTION_SOURCE_CACHE,
