@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "host/block/parse.h"
 #include "host/cmd/img.h"
@@ -355,6 +356,23 @@ static int coroutine_fn make_qcow2(struct img_new *image, struct creation *c,
     return qcow2_co_create(image->path, q, err);
 }
 
+/* The data file is made after the image, which would be emptied for nothing if that cannot be. */
+static int check_data_file(const char *image, const char *name, struct error *err)
+{
+    char *path;
+    int ret = node_resolve_name(image, name, &path, err);
+    if (ret < 0)
+        return error_prefix(err, ret, "data file");
+    bool there = access(path, F_OK) == 0;
+    char *slash = strrchr(path, '/');
+    if (!there && slash)
+        slash[slash == path] = '\0';
+    if (access(there || slash ? path : ".", there ? W_OK : W_OK | X_OK) < 0)
+        ret = error_set(err, -errno, "data file '%s': %s", name, strerror(errno));
+    free(path);
+    return ret;
+}
+
 /* What cannot be had together with clusters that are written compressed. */
 static int check_compressed(const struct qcow2_create_options *q, struct error *err)
 {
@@ -416,6 +434,8 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
     ret = img_refuse_itself(image->path, image->backing_file, "backing", err);
     if (ret == 0)
         ret = img_refuse_itself(image->path, c->qcow2.data_file, "data", err);
+    if (ret == 0 && c->qcow2.data_file)
+        ret = check_data_file(image->path, c->qcow2.data_file, err);
     if (ret < 0)
         goto out;
     if (image->backing_file && !options->unsafe) {

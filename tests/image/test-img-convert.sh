@@ -42,6 +42,7 @@ for mode in metadata falloc full; do
 done
 ok "... -c with a data file" refused "lies in a data file" -c -O qcow2 -o data_file=data.bin
 ok "... which is not made" test ! -e data.bin
+ok "... a data file in a directory that is not there" refused "No such file" -O qcow2 -o data_file=nodir/data.bin
 printf secret >pass
 ok "... -c with encryption" refused "what is encrypted" -c -O qcow2 -o encrypt.format=luks --secret-file=pass
 ok "... a cache mode that there is not" refused "-t bogus" -t bogus
