@@ -4,33 +4,49 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
 
-/* A raw file with space for the new part allocated, or written. */
+static int coroutine_fn allocate_raw(struct node *node, uint64_t old, uint64_t bytes,
+                                     enum qcow2_preallocation mode)
+{
+    static char zeroes[64 * 1024];
+    struct host_file *host = node->file->host;
+    /* The space first: a file that has its new size has nothing to be allocated. */
+    int ret = mode == QCOW2_PREALLOCATION_FALLOC ? host->ops->co_truncate(host, bytes, true) : 0;
+    if (ret == 0)
+        ret = node_co_truncate(node, bytes, true, NULL);
+    for (uint64_t at = old; mode == QCOW2_PREALLOCATION_FULL && at < bytes && ret == 0;) {
+        uint64_t n = bytes - at < sizeof(zeroes) ? bytes - at : sizeof(zeroes);
+        ret = node_co_pwrite(node, at, zeroes, n, 0);
+        at += n;
+    }
+    /* Some file systems say here only that there was no space. */
+    return ret < 0 ? ret : node_co_flush(node);
+}
+
+/* A raw file with space for the new part allocated, or written; else it has its old size again. */
 static int coroutine_fn grow_raw(struct node *node, uint64_t bytes, enum qcow2_preallocation mode,
                                  struct error *err)
 {
-    uint64_t old = node_length(node);
+    uint64_t old = node_length(node->file); /* need not be whole sectors */
     if (mode == QCOW2_PREALLOCATION_METADATA)
         return error_set(err, -ENOTSUP,
                          "raw images have no metadata to allocate (--preallocation=falloc or full)");
-    int ret = node_co_truncate(node, bytes, true, err);
-    if (ret < 0)
-        return ret;
-    struct host_file *host = node->file->host;
-    if (mode == QCOW2_PREALLOCATION_FALLOC) {
-        ret = host->ops->co_truncate(host, bytes, true);
-    } else if (mode == QCOW2_PREALLOCATION_FULL) {
-        static char zeroes[64 * 1024];
-        for (uint64_t at = old; at < bytes && ret == 0;) {
-            uint64_t n = bytes - at < sizeof(zeroes) ? bytes - at : sizeof(zeroes);
-            ret = node_co_pwrite(node, at, zeroes, n, 0);
-            at += n;
-        }
-    }
-    return ret < 0 ? error_set(err, ret, "its new part cannot be allocated: %s", strerror(-ret)) : 0;
+    if (!S_ISREG(node->file->host->mode))
+        return node_co_truncate(node, bytes, true, err); /* which says why not */
+    int ret = allocate_raw(node, old, bytes, mode);
+    if (ret == 0)
+        return 0;
+    int undone = node_co_truncate(node, old, true, NULL);
+    if (undone == 0)
+        return error_set(err, ret, "cannot be resized to %" PRIu64 " bytes: %s", bytes, strerror(-ret));
+    return error_set(err, ret,
+                     "cannot be resized to %" PRIu64 " bytes: %s (nor could it get its old size of %" PRIu64
+                     " bytes back: %s)",
+                     bytes, strerror(-ret), old, strerror(-undone));
 }
 
 int coroutine_fn img_co_resize(const struct img_options *options)
@@ -56,12 +72,19 @@ int coroutine_fn img_co_resize(const struct img_options *options)
         return CMD_EXIT_USAGE;
     }
     bytes = (bytes + 511) & ~511ull;
-    if (bytes < old && !options->shrink)
+    if (bytes == 0)
+        ret = error_set(&err, -EINVAL, "would have no bytes left (a size has to be more than 0)");
+    else if (bytes <= old && mode != QCOW2_PREALLOCATION_OFF)
+        ret = error_set(&err, -EINVAL,
+                        "--preallocation=%s is for what is added: nothing is, from %" PRIu64 " to %" PRIu64
+                        " bytes",
+                        options->preallocation, old, bytes);
+    else if (bytes < old && !options->shrink)
         ret = error_set(&err, -EINVAL,
                         "would shrink from %" PRIu64 " to %" PRIu64
                         " bytes and lose what lies beyond (--shrink does it)",
                         old, bytes);
-    else if (bytes <= old || mode == QCOW2_PREALLOCATION_OFF)
+    else if (mode == QCOW2_PREALLOCATION_OFF)
         ret = node_co_truncate(node, bytes, true, &err);
     else if (node->driver == &qcow2_driver)
         ret = qcow2_co_grow(node, bytes, mode, &err);

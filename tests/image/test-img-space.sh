@@ -100,6 +100,22 @@ for mode in falloc full; do
     done
 done
 
+grow_raw() { # mode, size before
+    "$img" create -q -f raw d.raw "$2" && truncate -s "$2" d.raw && qemu-io -f raw -c "write -q -P 5 0 $2" d.raw || return 1
+    local before got
+    before=$(free)
+    full "$img" resize -f raw --preallocation="$1" d.raw 5M || return 1
+    [ "$(stat -c %s d.raw)" -eq "$2" ] && [ "$(free)" -eq "$before" ] && reads d.raw raw 5 0 "$2" || return 1
+    # What there is space for is allocated.
+    "$img" resize -q -f raw --preallocation="$1" d.raw 512K && got=$(stat -c '%s %b' d.raw) && echo "$got" &&
+        [ "$got" = "524288 1024" ] && reads d.raw raw 5 0 "$2"
+}
+export -f grow_raw
+for mode in falloc full; do
+    ok "resize --preallocation=$mode of a raw image: allocated, or the old size" small grow_raw $mode 102400
+    ok "... whose file ends within a sector" small grow_raw $mode 102300
+done
+
 grow_with_bitmap() {
     "$img" create -q -f qcow2 d.qcow2 100K && qemu-img bitmap --add d.qcow2 b && qemu-io -c 'write -q -P 5 0 64k' d.qcow2 || return 1
     full "$img" resize --preallocation=full d.qcow2 5M && [ "$(size d.qcow2)" -eq 102400 ] && qemu-img check -q d.qcow2 &&
