@@ -118,10 +118,12 @@ struct img_new {
     const char *path, *format;
     uint64_t size;
     bool size_given;
+    const char *size_argument; /* the word on the command line that SIZE is; NULL: there is none */
     const char *backing_file, *backing_format;
     const char *const *create_options; /* -o lists */
     unsigned create_option_count;
     const char *secret_file;
+    bool secret_is_its_own; /* it is not there for the source of a conversion */
     uint64_t size_needed;   /* fewer bytes will not do */
     bool compressed;        /* every cluster will be written compressed */
     uint64_t cluster_bytes; /* result: 0 for raw */

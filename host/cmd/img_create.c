@@ -18,14 +18,17 @@
 /* What -o of both formats can say. */
 struct creation {
     struct qcow2_create_options qcow2;
-    bool compat_given, data_file_raw_given;
+    bool compat_given, data_file_raw_given, preallocation_given;
+    const char
+        *encrypt_option; /* one that only means something to an encrypted image; NULL: none was given */
     char *kept[IMG_CREATE_OPTIONS_MAX * 8]; /* strings that the options point to */
     unsigned kept_count;
 };
 
 struct create_option {
     const char *name, *help;
-    bool raw; /* raw images have it too */
+    bool raw;     /* raw images have it too */
+    bool boolean; /* without a value it is on */
     int (*set)(struct creation *creation, const char *value);
 };
 
@@ -86,6 +89,7 @@ static int set_extended_l2(struct creation *c, const char *value)
 
 static int set_data_file_raw(struct creation *c, const char *value)
 {
+    c->data_file_raw_given = true;
     return parse_bool(value, &c->qcow2.data_file_raw);
 }
 
@@ -96,6 +100,7 @@ static int set_compression_type(struct creation *c, const char *value)
 
 static int set_preallocation(struct creation *c, const char *value)
 {
+    c->preallocation_given = true;
     return qcow2_preallocation_parse(value, &c->qcow2.preallocation);
 }
 
@@ -168,28 +173,28 @@ static int set_nocow(struct creation *c, const char *value)
 }
 
 static const struct create_option create_options[] = {
-    {"backing_file", "image that shows through", false, set_backing_file},
-    {"backing_fmt", "its format", false, set_backing_fmt},
-    {"cluster_size", "512 to 2M, a power of two (default 64k)", false, set_cluster_size},
-    {"compat", "0.10 (version 2) or 1.1 (version 3, default)", false, set_compat},
-    {"compression_type", "zlib (default) or zstd", false, set_compression_type},
-    {"data_file", "file for the data; the image itself has the tables only", false, set_data_file},
-    {"data_file_raw", "on: the data file is a raw image all the time", false, set_data_file_raw},
-    {"encrypt.cipher-alg", "aes-256 (default), serpent-128, twofish-192, cast5-128, ...", false,
+    {"backing_file", "image that shows through", false, false, set_backing_file},
+    {"backing_fmt", "its format", false, false, set_backing_fmt},
+    {"cluster_size", "512 to 2M, a power of two (default 64k)", false, false, set_cluster_size},
+    {"compat", "0.10 (version 2) or 1.1 (version 3, default)", false, false, set_compat},
+    {"compression_type", "zlib (default) or zstd", false, false, set_compression_type},
+    {"data_file", "file for the data; the image itself has the tables only", false, false, set_data_file},
+    {"data_file_raw", "on: the data file is a raw image all the time", false, true, set_data_file_raw},
+    {"encrypt.cipher-alg", "aes-256 (default), serpent-128, twofish-192, cast5-128, ...", false, false,
      set_cipher_alg},
-    {"encrypt.cipher-mode", "xts (default), cbc, ctr or ecb", false, set_cipher_mode},
-    {"encrypt.format", "luks", false, set_encrypt_format},
-    {"encrypt.hash-alg", "sha256 (default), sha512, ripemd160, ...", false, set_hash_alg},
-    {"encrypt.iter-time", "milliseconds spent on the passphrase", false, set_iter_time},
-    {"encrypt.ivgen-alg", "plain64 (default), plain or essiv", false, set_ivgen_alg},
-    {"encrypt.ivgen-hash-alg", "for essiv: sha256 (default), md5", false, set_ivgen_hash_alg},
-    {"extended_l2", "on: subclusters", false, set_extended_l2},
-    {"lazy_refcounts", "on: refcounts are written later", false, set_lazy_refcounts},
-    {"nocow", "off", true, set_nocow},
-    {"preallocation", "off (default), metadata, falloc or full; raw has no metadata", true,
+    {"encrypt.cipher-mode", "xts (default), cbc, ctr or ecb", false, false, set_cipher_mode},
+    {"encrypt.format", "luks", false, false, set_encrypt_format},
+    {"encrypt.hash-alg", "sha256 (default), sha512, ripemd160, ...", false, false, set_hash_alg},
+    {"encrypt.iter-time", "milliseconds spent on the passphrase", false, false, set_iter_time},
+    {"encrypt.ivgen-alg", "plain64 (default), plain or essiv", false, false, set_ivgen_alg},
+    {"encrypt.ivgen-hash-alg", "for essiv: sha256 (default), md5", false, false, set_ivgen_hash_alg},
+    {"extended_l2", "on: subclusters", false, true, set_extended_l2},
+    {"lazy_refcounts", "on: refcounts are written later", false, true, set_lazy_refcounts},
+    {"nocow", "off", true, true, set_nocow},
+    {"preallocation", "off (default), metadata, falloc or full; raw has no metadata", true, false,
      set_preallocation},
-    {"refcount_bits", "1 to 64, a power of two (default 16)", false, set_refcount_bits},
-    {"size", "size of the disk", true, set_size},
+    {"refcount_bits", "1 to 64, a power of two (default 16)", false, false, set_refcount_bits},
+    {"size", "size of the disk", true, false, set_size},
 };
 
 #define CREATE_OPTIONS (sizeof(create_options) / sizeof(create_options[0]))
@@ -208,18 +213,57 @@ static int set_option(void *opaque, const char *key, const char *value, struct e
             continue;
         if (raw && !create_options[i].raw)
             break;
+        if (!value && create_options[i].boolean)
+            value = "on";
         if (!value)
             return error_set(err, -EINVAL, "-o %s needs a value: %s", key, create_options[i].help);
         int ret = create_options[i].set(parsing->creation, value);
         if (ret < 0)
             return error_set(err, ret, "-o %s=%s: not a value for it (%s)", key, value,
                              create_options[i].help);
+        if (strcmp(key, "size") == 0 && parsing->image->size_argument)
+            return error_set(err, -EINVAL, "the size is given twice: '%s', and -o size=%s",
+                             parsing->image->size_argument, value);
         if (strcmp(key, "size") == 0)
             parsing->image->size_given = true;
+        if (strncmp(key, "encrypt.", strlen("encrypt.")) == 0)
+            parsing->creation->encrypt_option = create_options[i].name;
         return 0;
     }
     return error_set(err, -EINVAL, "-o %s: images of format %s have no such option (-o help lists them)", key,
                      parsing->image->format);
+}
+
+/* All that -o says; what it says of encryption must not end in an image that is none. */
+static int parse_create_options(struct creation *c, struct img_new *image, struct error *err)
+{
+    struct parsing parsing = {c, image};
+    int ret = 0;
+    for (unsigned i = 0; i < image->create_option_count && ret == 0; i++) {
+        if (image->create_options[i][0])
+            ret = parse_options(image->create_options[i], set_option, &parsing, err);
+        else
+            ret = error_set(err, -EINVAL, "-o '' names no option (-o help lists them)");
+    }
+    if (ret < 0)
+        return ret;
+    const char *key = c->encrypt_option;
+    bool encrypted = c->qcow2.encrypt_format != NULL;
+    if (key && !encrypted)
+        return error_set(err, -EINVAL,
+                         "-o %s: the image would not be encrypted, since encrypt.format is missing "
+                         "(-o encrypt.format=luks)",
+                         key);
+    if (encrypted && !image->secret_file)
+        return error_set(err, -EINVAL, "-o encrypt.format=%s: the passphrase is missing (--secret-file=FILE)",
+                         c->qcow2.encrypt_format);
+    bool backed = image->backing_file || c->qcow2.backing_file; /* which may be encrypted */
+    if (image->secret_is_its_own && image->secret_file && !encrypted && !backed)
+        return error_set(err, -EINVAL, "--secret-file: the image would not be encrypted (%s)",
+                         strcmp(image->format, "raw") == 0
+                             ? "raw images cannot be; -f qcow2 -o encrypt.format=luks"
+                             : "-o encrypt.format=luks is missing");
+    return 0;
 }
 
 int img_print_create_options(const char *format)
@@ -322,15 +366,34 @@ static int coroutine_fn backing_size(const struct img_new *image, const struct i
     return ret;
 }
 
-static void describe(const struct img_new *image, const struct creation *c)
+static const char *on_off(bool on)
+{
+    return on ? "on" : "off";
+}
+
+/* In qemu-img's order. */
+static void describe_qcow2(const struct img_new *image, const struct creation *c)
 {
     const struct qcow2_create_options *q = &c->qcow2;
-    printf("Formatting '%s', fmt=%s", image->path, image->format);
-    if (strcmp(image->format, "qcow2") == 0)
-        printf(" cluster_size=%u extended_l2=%s compression_type=%s",
-               q->cluster_bytes ? q->cluster_bytes : 65536, q->extended_l2 ? "on" : "off",
-               qcow2_compression_name(q->compression_type));
-    printf(" size=%" PRIu64, image->size);
+    const struct {
+        const char *name, *value; /* NULL: not given */
+    } encrypt[] = {{"format", q->encrypt_format},
+                   {"cipher-alg", q->luks.cipher_alg},
+                   {"cipher-mode", q->luks.cipher_mode},
+                   {"ivgen-alg", q->luks.ivgen_alg},
+                   {"ivgen-hash-alg", q->luks.ivgen_hash_alg},
+                   {"hash-alg", q->luks.hash_alg}};
+    for (size_t i = 0; i < sizeof(encrypt) / sizeof(encrypt[0]); i++) {
+        if (encrypt[i].value)
+            printf(" encrypt.%s=%s", encrypt[i].name, encrypt[i].value);
+    }
+    if (q->luks.iter_time_ms)
+        printf(" encrypt.iter-time=%u", q->luks.iter_time_ms);
+    printf(" cluster_size=%u extended_l2=%s", q->cluster_bytes ? q->cluster_bytes : 65536,
+           on_off(q->extended_l2));
+    if (c->preallocation_given)
+        printf(" preallocation=%s", qcow2_preallocation_name(q->preallocation));
+    printf(" compression_type=%s size=%" PRIu64, qcow2_compression_name(q->compression_type), image->size);
     if (c->compat_given)
         printf(" compat=%s", q->version == 2 ? "0.10" : "1.1");
     if (q->backing_file)
@@ -339,9 +402,21 @@ static void describe(const struct img_new *image, const struct creation *c)
         printf(" backing_fmt=%s", q->backing_format);
     if (q->data_file)
         printf(" data_file=%s", q->data_file);
+    if (c->data_file_raw_given)
+        printf(" data_file_raw=%s", on_off(q->data_file_raw));
+    printf(" lazy_refcounts=%s refcount_bits=%u", on_off(q->lazy_refcounts),
+           q->refcount_bits ? q->refcount_bits : 16);
+}
+
+static void describe(const struct img_new *image, const struct creation *c)
+{
+    printf("Formatting '%s', fmt=%s", image->path, image->format);
     if (strcmp(image->format, "qcow2") == 0)
-        printf(" lazy_refcounts=%s refcount_bits=%u", q->lazy_refcounts ? "on" : "off",
-               q->refcount_bits ? q->refcount_bits : 16);
+        describe_qcow2(image, c);
+    else
+        printf(" size=%" PRIu64, image->size);
+    if (strcmp(image->format, "qcow2") != 0 && c->preallocation_given)
+        printf(" preallocation=%s", qcow2_preallocation_name(c->qcow2.preallocation));
     putchar('\n');
 }
 
@@ -390,7 +465,6 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
                              struct error *err)
 {
     struct creation *c = calloc(1, sizeof(*c));
-    struct parsing parsing = {c, image};
     bool raw = strcmp(image->format, "raw") == 0;
     int ret = 0;
     if (!c)
@@ -399,8 +473,7 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
         ret = error_set(err, -EINVAL, "images of format '%s' cannot be made (raw or qcow2)", image->format);
         goto out;
     }
-    for (unsigned i = 0; i < image->create_option_count && ret == 0; i++)
-        ret = parse_options(image->create_options[i], set_option, &parsing, err);
+    ret = parse_create_options(c, image, err);
     if (ret < 0)
         goto out;
     c->compat_given = c->qcow2.version != 0;
@@ -481,6 +554,7 @@ int coroutine_fn img_co_create(const struct img_options *options)
         .create_options = options->create_options,
         .create_option_count = options->create_option_count,
         .secret_file = options->secret_file,
+        .secret_is_its_own = true,
     };
     struct error err = {""};
     if (options->name_count > 1) {
@@ -489,6 +563,7 @@ int coroutine_fn img_co_create(const struct img_options *options)
             return CMD_EXIT_FAILED;
         }
         image.size_given = true;
+        image.size_argument = options->names[1];
     }
     if (img_co_make(&image, options, options->quiet, &err) < 0)
         return img_failed(image.path, &err);

@@ -349,3 +349,8 @@ const char *qcow2_compression_name(enum qcow2_compression value)
 {
     return value <= QCOW2_COMPRESSION_ZSTD ? compression_names[value] : "unknown";
 }
+
+const char *qcow2_preallocation_name(enum qcow2_preallocation value)
+{
+    return value <= QCOW2_PREALLOCATION_FULL ? preallocation_names[value] : "unknown";
+}

@@ -68,6 +68,7 @@ int coroutine_fn qcow2_co_create(const char *path, const struct qcow2_create_opt
 int qcow2_compression_parse(const char *name, enum qcow2_compression *value);
 int qcow2_preallocation_parse(const char *name, enum qcow2_preallocation *value);
 const char *qcow2_compression_name(enum qcow2_compression value);
+const char *qcow2_preallocation_name(enum qcow2_preallocation value);
 
 /* ---- what there is to know (qemu-img info) ---- */
 

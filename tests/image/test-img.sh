@@ -77,10 +77,43 @@ for variant in "${variants[@]}"; do
     ok "... info, map and check agree with qemu-img then" bash -c "$(declare -f same_json); img='$img'; same_json info x.qcow2 && same_json map x.qcow2 && same_json check x.qcow2"
 done
 
-for bad in cluster_size=1000 cluster_size=4M refcount_bits=3 refcount_bits=128 compat=2 frob=1 cluster_size compression_type=lzo preallocation=some 'lazy_refcounts=maybe'; do
+for bad in cluster_size=1000 cluster_size=4M refcount_bits=3 refcount_bits=128 compat=2 frob=1 cluster_size compression_type=lzo preallocation=some 'lazy_refcounts=maybe' lazy_refcounts= nocow; do
     ok "create -o $bad is refused with a sentence" says "-o ${bad%%=*}" "$img" create -f qcow2 -o "$bad" bad.qcow2 1M
 done
 ok "create -o help lists the options" says cluster_size "$img" create -f qcow2 -o help
+for bad in '' 'compat=1.1,' ',compat=1.1'; do
+    ok "create -o '$bad' is refused with a sentence" bash -c "$(declare -f says); rm -f n.qcow2; says name '$img' create -f qcow2 -o '$bad' n.qcow2 1M && [ ! -e n.qcow2 ]"
+done
+ok "a boolean option without a value is on" bash -c "'$img' create -q -f qcow2 -o lazy_refcounts,extended_l2 n.qcow2 1M && '$img' info --output=json n.qcow2 | jq -e '.\"format-specific\".data | .\"lazy-refcounts\" and .\"extended-l2\"'"
+rm -f n.qcow2
+printf 'a secret' >secret
+truncate -s 1M plain
+for option in cipher-alg=aes-256 cipher-mode=xts hash-alg=sha256 iter-time=10 ivgen-alg=plain64 ivgen-hash-alg=sha256; do
+    for do in "create -f qcow2 --secret-file=secret -o encrypt.$option n.qcow2 10M" "create -f qcow2 -o encrypt.$option n.qcow2 10M" \
+        "convert -f raw -O qcow2 --secret-file=secret -o encrypt.$option plain n.qcow2"; do
+        # shellcheck disable=SC2086 # words
+        ok "$do does not make an image that is not encrypted" says "-o encrypt.${option%=*}: the image would not be encrypted, since encrypt.format is missing (-o encrypt.format=luks)" "$img" $do
+    done
+done
+ok "create with a passphrase and no encryption is refused" says 'would not be encrypted (-o encrypt.format=luks is missing)' "$img" create -f qcow2 --secret-file=secret n.qcow2 10M
+ok "... and of a raw image" says 'raw images cannot be' "$img" create -f raw --secret-file=secret n.qcow2 10M
+ok "... and encryption without a passphrase" says 'the passphrase is missing (--secret-file=FILE)' "$img" create -f qcow2 -o encrypt.iter-time=10,encrypt.format=luks n.qcow2 10M
+ok_not "... and has made nothing" test -e n.qcow2
+for format in raw qcow2; do
+    ok "create -f $format with two sizes is refused" says "the size is given twice: '2G', and -o size=1G" "$img" create -f $format -o size=1G n.qcow2 2G
+done
+ok_not "... and has made nothing" test -e n.qcow2
+for options in "" preallocation=metadata,lazy_refcounts preallocation=off compat=0.10 data_file=n.bin data_file=n.bin,data_file_raw=on \
+    data_file=n.bin,data_file_raw=off,refcount_bits=8 backing_file=plain,backing_fmt=raw,cluster_size=4k; do
+    ok "create ${options:-without options} says what it makes as qemu-img does" bash -c "
+        '$img' create -f qcow2 ${options:+-o $options} n.qcow2 1M >ours && rm -f n.bin && qemu-img create -f qcow2 ${options:+-o $options} n.qcow2 1M >theirs && diff ours theirs"
+    rm -f n.qcow2 n.bin
+done
+ok "... of a raw image" bash -c "'$img' create -f raw -o preallocation=falloc n.raw 1M >ours && qemu-img create -f raw -o preallocation=falloc n.raw 1M >theirs && diff ours theirs"
+ok "... of an encrypted one" bash -c "
+    '$img' create -f qcow2 --secret-file=secret -o encrypt.format=luks,encrypt.iter-time=10,encrypt.hash-alg=sha512 n.qcow2 1M >ours &&
+    qemu-img create --object secret,id=s,file=secret -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.hash-alg=sha512 n.qcow2 1M | sed 's/ encrypt.key-secret=s//' >theirs && diff ours theirs"
+rm -f n.qcow2 n.raw
 ok "create -o size= stands for the size" bash -c "'$img' create -q -f qcow2 -o size=3M s.qcow2 && [ \$('$img' info --output=json s.qcow2 | jq '.\"virtual-size\"') -eq 3145728 ]"
 ok_not "create without a size" "$img" create -f qcow2 n.qcow2
 ok_not "create -b without -F" "$img" create -f qcow2 -b x.qcow2 n.qcow2
@@ -189,6 +222,24 @@ fill r.qcow2 3
 ok "resize smaller only with --shrink" status 1 "$img" resize r.qcow2 2M
 ok "resize --shrink" bash -c "'$img' resize --shrink r.qcow2 2M && qemu-img check r.qcow2 && '$img' resize r.qcow2 4M && qemu-io -c 'read -P 0 2M 2M' r.qcow2 | tee out && ! grep failed out"
 ok "resize --preallocation=metadata" bash -c "'$img' resize --preallocation=metadata r.qcow2 8M && qemu-img check r.qcow2 && '$img' map --output=json r.qcow2 | jq -en 'input | .[-1].present'"
+cp r.qcow2 was.qcow2
+for size in 0 +0; do
+    ok "resize --preallocation=full to $size is refused" status 1 "$img" resize --preallocation=full --shrink r.qcow2 $size
+done
+ok "... which is for what is added" says '--preallocation=full is for what is added' "$img" resize --preallocation=full --shrink r.qcow2 1M
+for size in 0 -0x800000 -8M -9M; do
+    ok_not "resize --shrink $size is refused" "$img" resize --shrink r.qcow2 $size
+done
+ok "... with a sentence" says 'r.qcow2: would have no bytes left (a size has to be more than 0)' "$img" resize --shrink r.qcow2 0
+ok "... and has changed nothing" cmp r.qcow2 was.qcow2
+ok "resize of an image without a byte" bash -c "'$img' create -q -f qcow2 nothing.qcow2 0 && ! '$img' resize nothing.qcow2 0 && '$img' resize nothing.qcow2 1M"
+ok "resize --preallocation=off --shrink" bash -c "'$img' resize -q --preallocation=off --shrink r.qcow2 6M && qemu-img check -q r.qcow2"
+truncate -s 1M r.raw
+for mode in falloc full; do
+    ok "resize --preallocation=$mode of a raw image allocates" bash -c "'$img' resize -q -f raw --preallocation=$mode r.raw +4M && [ \$(stat -c %b r.raw) -ge 8192 ]"
+    truncate -s 1M r.raw
+done
+ok "resize --shrink of a raw image to nothing is refused" bash -c "! '$img' resize -f raw --shrink r.raw 0 && [ \$(stat -c %s r.raw) -eq 1048576 ]"
 # What lies behind the end of the disk (a snapshot's VM state does) does not come into it.
 qemu-img create -q -f qcow2 under.qcow2 3M
 qemu-io -c 'write -q -P 5 0 3M' under.qcow2

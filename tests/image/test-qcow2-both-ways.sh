@@ -88,11 +88,12 @@ from_qemu() {
 }
 # The other way: an image of our making, with the same options as far as we make such, filled by us.
 to_qemu() {
-    local options=$1 size=4M
+    local options=$1 size=4M secret_file=()
     case $options in
     size=*) size= ;;&
+    *encrypt*) secret_file=(--secret-file=pass) ;;& # refused where nothing is encrypted
     *encrypt.format=aes* | encryption=*) create y.qcow2 "$options" || return ;; # none is made by us, but written to
-    *) rm -f y.qcow2 data.bin && "$img" create -q -f qcow2 --secret-file=pass -o "${options/encrypt.key-secret=s,/}" y.qcow2 $size || return ;;
+    *) rm -f y.qcow2 data.bin && "$img" create -q -f qcow2 "${secret_file[@]}" -o "${options/encrypt.key-secret=s,/}" y.qcow2 $size || return ;;
     esac
     "$img" convert -n --secret-file=pass -S 4k filled.raw y.qcow2 && same y.qcow2 "$options" && [ "$(theirs y.qcow2 "$options")" = "$(sha256sum <filled.raw)" ] &&
         qemu-img check "${secret[@]}" --image-opts "$(how y.qcow2 "$options")" || return
