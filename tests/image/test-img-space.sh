@@ -49,8 +49,8 @@ creates=(
     "-f raw -o preallocation=falloc x 4M"
     "-f qcow2 -o preallocation=falloc x 4M"
     "-f qcow2 -o preallocation=full,extended_l2=on x 4M"
-    "-f qcow2 -o cluster_size=2M,preallocation=falloc x 4M"
-    "-f qcow2 -o cluster_size=512,preallocation=metadata x 60G"
+    "-f qcow2 -o cluster_size=2M x 4M"
+    "-f qcow2 -o cluster_size=512,preallocation=metadata x 128M"
     "-f qcow2 -o data_file=y,preallocation=full x 4M"
 )
 create_new() { # arguments
