@@ -79,6 +79,7 @@ int parse_options(const char *list,
                   int (*set)(void *opaque, const char *key, const char *value, struct error *err),
                   void *opaque, struct error *err)
 {
+    const char *all = list;
     char *word = malloc(strlen(list) + 1);
     bool comma = false; /* another one has to follow */
     int ret = 0;
@@ -97,7 +98,8 @@ int parse_options(const char *list,
         char *value = strchr(word, '=');
         if (value)
             *value++ = '\0';
-        ret = word[0] ? set(opaque, word, value, err) : error_set(err, -EINVAL, "an option without a name");
+        ret = word[0] ? set(opaque, word, value, err)
+                      : error_set(err, -EINVAL, "'%s' has an option without a name", all);
     }
     free(word);
     return ret;
