@@ -9,9 +9,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host/block/parse.h"
+#include "host/block/resolve.h"
 #include "host/cmd/img.h"
 #include "host/qcow2/qcow2.h"
 
@@ -341,9 +343,39 @@ static int coroutine_fn make_raw(const struct img_new *image, const struct creat
 
 /* ---- qcow2 ---- */
 
+/* Making an image empties its files, so none of them may be further down in what it is to show. BACKING is
+ * the path of its backing file, to be opened by OPEN; where that cannot be followed, nothing is known of it.
+ */
+static int coroutine_fn refuse_loop(const struct img_new *image, const char *data_file, const char *backing,
+                                    struct open_options open, struct error *err)
+{
+    struct error said = {""};
+    struct node *node;
+    struct stat st;
+    struct node_ancestor made[2];
+    open.no_backing = open.no_io = false; /* with either, nothing below it is opened */
+    open.ancestors = NULL;
+    if (stat(image->path, &st) == 0) {
+        made[0] = (struct node_ancestor){st.st_dev, st.st_ino, NULL};
+        open.ancestors = &made[0];
+    }
+    char *data = NULL;
+    if (data_file && node_resolve_name(image->path, data_file, &data, &said) == 0 && stat(data, &st) == 0) {
+        made[1] = (struct node_ancestor){st.st_dev, st.st_ino, open.ancestors};
+        open.ancestors = &made[1];
+    }
+    free(data);
+    if (!open.ancestors)
+        return 0;
+    int ret = node_co_open(backing, &open, &node, &said);
+    if (ret == 0)
+        node_co_close(node);
+    return ret == -ELOOP ? error_set(err, ret, "%s", said.text) : 0;
+}
+
 /* The size of the backing file that the command line names, for an image without a size of its own. */
-static int coroutine_fn backing_size(const struct img_new *image, const struct img_options *options,
-                                     uint64_t *size, struct error *err)
+static int coroutine_fn backing_size(const struct img_new *image, const char *data_file,
+                                     const struct img_options *options, uint64_t *size, struct error *err)
 {
     struct open_options open;
     struct node *node = NULL;
@@ -354,8 +386,10 @@ static int coroutine_fn backing_size(const struct img_new *image, const struct i
     if (ret == 0) {
         open.format = image->backing_format;
         open.force_share = true; /* only its size is read */
-        ret = node_co_open(path, &open, &node, err);
+        ret = refuse_loop(image, data_file, path, open, err);
     }
+    if (ret == 0)
+        ret = node_co_open(path, &open, &node, err);
     if (ret == 0) {
         *size = node_length(node);
         node_co_close(node);
@@ -431,6 +465,21 @@ static int coroutine_fn make_qcow2(struct img_new *image, struct creation *c,
     return qcow2_co_create(image->path, q, err);
 }
 
+/* Can it be written, and is nobody else at it? */
+static int check_data_file_there(const char *path, struct error *err)
+{
+    struct host_file *host;
+    int ret = host_file_open(path, 0, AIO_THREADS, &host, err);
+    if (ret < 0)
+        return ret;
+    if (S_ISREG(host->mode) && host->ops->lock_test(host, F_WRLCK, 0, 0) < 0)
+        ret = error_set(err, -EBUSY,
+                        "%s: is in use (it is locked by another process, or read as a part of the source)",
+                        path);
+    host_file_close(host);
+    return ret;
+}
+
 /* The data file is made after the image, which would be emptied for nothing if that cannot be. */
 static int check_data_file(const char *image, const char *name, struct error *err)
 {
@@ -438,12 +487,17 @@ static int check_data_file(const char *image, const char *name, struct error *er
     int ret = node_resolve_name(image, name, &path, err);
     if (ret < 0)
         return error_prefix(err, ret, "data file");
-    bool there = access(path, F_OK) == 0;
-    char *slash = strrchr(path, '/');
-    if (!there && slash)
-        slash[slash == path] = '\0';
-    if (access(there || slash ? path : ".", there ? W_OK : W_OK | X_OK) < 0)
-        ret = error_set(err, -errno, "data file '%s': %s", name, strerror(errno));
+    if (access(path, F_OK) == 0) {
+        ret = check_data_file_there(path, err);
+        if (ret < 0)
+            error_prefix(err, ret, "data file");
+    } else {
+        char *slash = strrchr(path, '/');
+        if (slash)
+            slash[slash == path] = '\0';
+        if (access(slash ? path : ".", W_OK | X_OK) < 0)
+            ret = error_set(err, -errno, "data file '%s': %s", name, strerror(errno));
+    }
     free(path);
     return ret;
 }
@@ -513,7 +567,7 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
         goto out;
     if (image->backing_file && !options->unsafe) {
         uint64_t size = 0;
-        ret = backing_size(image, options, &size, err);
+        ret = backing_size(image, c->qcow2.data_file, options, &size, err);
         if (ret < 0)
             goto out;
         if (!image->size_given)

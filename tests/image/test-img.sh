@@ -133,6 +133,22 @@ for own in "-b itself.qcow2" "-b ./alias.qcow2" "-u -b itself.qcow2"; do
 done
 ok "create with itself as its data file leaves it whole" bash -c "! '$img' create -f qcow2 -o data_file=alias.qcow2 itself.qcow2 4M && cmp itself.qcow2 z.qcow2"
 ok "create with its backing file as its data file leaves that whole" bash -c "! '$img' create -f qcow2 -b itself.qcow2 -F qcow2 -o data_file=alias.qcow2 n.qcow2 4M && cmp itself.qcow2 z.qcow2 && [ ! -e n.qcow2 ]"
+qemu-img create -q -f qcow2 low.qcow2 4M
+qemu-img create -q -f qcow2 -b low.qcow2 -F qcow2 mid.qcow2
+qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 high.qcow2
+for below in low mid; do
+    cp $below.qcow2 was.qcow2
+    ok "create over an image that is further down in its backing file leaves it whole: $below" bash -c "! '$img' create -f qcow2 -b high.qcow2 -F qcow2 $below.qcow2 4M && cmp $below.qcow2 was.qcow2"
+    ok "... convert too" bash -c "! '$img' convert -O qcow2 -B high.qcow2 -F qcow2 z.qcow2 $below.qcow2 && cmp $below.qcow2 was.qcow2"
+    ok "... and as the data file" bash -c "! '$img' create -f qcow2 -b high.qcow2 -F qcow2 -o data_file=$below.qcow2 n.qcow2 4M && cmp $below.qcow2 was.qcow2 && [ ! -e n.qcow2 ]"
+done
+mkdir folder
+ok "create whose data file is a directory leaves the image whole" bash -c "! '$img' create -f qcow2 -o data_file=folder itself.qcow2 4M && cmp itself.qcow2 z.qcow2"
+truncate -s 4M busy.raw
+start busy qemu-io -f raw -c 'sleep 60000' busy.raw
+ok "... and one that is in use" bash -c "for i in {1..100}; do '$img' info -f raw busy.raw >/dev/null 2>&1 || break; sleep 0.05; done
+    '$img' create -f qcow2 -o data_file=busy.raw itself.qcow2 4M 2>said; [ \$? -eq 1 ] && grep 'is in use' said && cmp itself.qcow2 z.qcow2"
+stop busy
 
 # ---- info ----
 
