@@ -175,7 +175,7 @@ static bool coroutine_fn take(struct conversion *c, struct piece *piece)
                     piece->bytes = whole;
                 }
             }
-            if (!piece->zero && !piece->skip)
+            if (!piece->skip && !(piece->zero && c->sparse)) /* what is written takes its time */
                 piece->bytes = min_u64(piece->bytes, c->piece_bytes);
             c->cursor += piece->bytes;
             uint64_t used = min_u64(c->extent.bytes, piece->bytes);
@@ -259,11 +259,8 @@ static void coroutine_fn work(void *opaque)
                 fail(c, ret, piece.offset, false);
         } else if (piece.zero) {
             /* -S 0: even zeroes take space. */
-            memset(buf, 0, size);
-            ret = 0;
-            for (uint64_t at = 0; at < piece.bytes && ret == 0; at += size)
-                ret = node_co_pwrite(c->target, piece.offset + at, buf, min_u64(size, piece.bytes - at),
-                                     c->write_flags);
+            memset(buf, 0, piece.bytes);
+            ret = node_co_pwrite(c->target, piece.offset, buf, piece.bytes, c->write_flags);
             if (ret < 0)
                 fail(c, ret, piece.offset, false);
         } else {

@@ -122,6 +122,9 @@ at_least() { # milliseconds, command...
 }
 ok "convert -r 4M of 3 MiB takes time" at_least 350 "$img" convert -r 4M -O raw src.qcow2 out.raw
 ok "... and copies all of it" cmp out.raw src.raw
+qemu-img create -q -f qcow2 zero.qcow2 3M
+ok "convert -S 0 -r 4M of 3 MiB of zeroes takes time, too" at_least 350 "$img" convert -S 0 -r 4M -O raw zero.qcow2 zero.raw
+ok "... and writes all of it" bash -c "cmp -n 3145728 zero.raw /dev/zero && [ \$(stat -c '%b * %B' zero.raw | xargs -I{} bash -c 'echo \$(({}))') -ge 3145728 ]"
 ok "convert -r 0: no limit" bash -c "'$img' convert -r 0 -O raw src.qcow2 out.raw && cmp out.raw src.raw"
 over
 ok "commit -r of two pieces, the first of 64 KiB" at_least 450 "$img" commit -r 100k over.qcow2
