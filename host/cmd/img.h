@@ -126,6 +126,7 @@ struct img_new {
     bool secret_is_its_own; /* it is not there for the source of a conversion */
     uint64_t size_needed;   /* fewer bytes will not do */
     bool compressed;        /* every cluster will be written compressed */
+    bool unbacked;          /* a backing file will not do: what is converted are several images in a row */
     uint64_t cluster_bytes; /* result: 0 for raw */
     bool backed;            /* result */
 };

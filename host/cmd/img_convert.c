@@ -346,6 +346,7 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
             .secret_file = options->secret_file,
             .size_needed = c->total,
             .compressed = options->compressed,
+            .unbacked = options->name_count > 2,
         };
         if (img_co_make(&image, options, true, &err) < 0) {
             img_failed(path, &err);

@@ -548,6 +548,12 @@ int coroutine_fn img_co_make(struct img_new *image, const struct img_options *op
         ret = error_set(err, -ENOTSUP, "raw images have no backing file (-f qcow2 makes one that has)");
         goto out;
     }
+    if (image->unbacked && image->backing_file) {
+        ret = error_set(err, -EINVAL,
+                        "-o backing_file goes with one source only: several in a row have no backing file "
+                        "in common");
+        goto out;
+    }
     if (image->backing_file && !image->backing_format) {
         ret = error_set(err, -EINVAL, "the format of backing file '%s' has to be said (-F qcow2 or -F raw)",
                         image->backing_file);

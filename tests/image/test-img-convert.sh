@@ -55,6 +55,8 @@ ok "... an unknown format" refused "unknown format 'vmdk'" -O vmdk
 ok "... a format of no backing file" refused "which backing file" -F raw
 ok "... a backing file that is not there" refused "nothere" -O qcow2 -B nothere -F raw
 ok "... a size that is too small" refused "fewer than the source's" -O qcow2 -o size=1M
+qemu-img create -q -f qcow2 -b src.qcow2 -F qcow2 upper.qcow2
+ok "... a backing file of several sources, as an option" refused "one source only" -O qcow2 -o backing_file=src.qcow2,backing_fmt=qcow2 upper.qcow2
 ok "... an option that there is not" refused "no such option" -O qcow2 -o frob=1
 ok "... a snapshot that there is not" refused "nosnap" -l nosnap
 "$img" create -q -f qcow2 -o data_file=data.bin outside.qcow2 4M
