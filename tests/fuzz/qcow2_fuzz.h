@@ -34,8 +34,8 @@ static struct {
     uint8_t *data;
     size_t bytes;
     uint8_t how;
-    bool frozen;     /* nobody may write */
-    bool cut;        /* after writes_left writes nothing is written any more */
+    bool frozen; /* nobody may write */
+    bool cut;    /* after writes_left writes nothing is written any more */
     unsigned writes_left;
     char secret[32]; /* a file with the passphrase of encrypted seeds */
     uint64_t heap, heap_at_start;
