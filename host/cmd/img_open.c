@@ -7,7 +7,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "host/block/parse.h"
 #include "host/cmd/img.h"
+#include "host/qcow2/qcow2.h"
 
 static const struct cache_name {
     const char *name;
@@ -147,15 +149,54 @@ int img_failed(const char *path, const struct error *err)
     return CMD_EXIT_FAILED;
 }
 
-/* qemu-img's way to say which kind of word it is; an id is looked for first anyhow. */
-static const char *snapshot_name(const char *text)
+/* qemu-img's way to say which kind of word it is: "snapshot.id=ID,snapshot.name=NAME", or one of the two. */
+#define SNAPSHOT_KEY "snapshot."
+
+struct wanted {
+    char *id, *name; /* NULL: any */
+};
+
+static int set_wanted(void *opaque, const char *key, const char *value, struct error *err)
 {
-    static const char *const prefixes[] = {"snapshot.id=", "snapshot.name="};
-    for (unsigned i = 0; text && i < 2; i++) {
-        if (strncmp(text, prefixes[i], strlen(prefixes[i])) == 0)
-            return text + strlen(prefixes[i]);
+    struct wanted *wanted = opaque;
+    bool id = strcmp(key, SNAPSHOT_KEY "id") == 0;
+    if (!value || (!id && strcmp(key, SNAPSHOT_KEY "name") != 0))
+        return error_set(err, -EINVAL, "-l %s: neither snapshot.id=ID nor snapshot.name=NAME", key);
+    char **word = id ? &wanted->id : &wanted->name;
+    free(*word);
+    *word = strdup(value);
+    return *word ? 0 : error_set(err, -ENOMEM, "out of memory");
+}
+
+/* The id of the first snapshot of PATH that is what TEXT says. To be freed. */
+static int coroutine_fn find_snapshot(const char *path, struct open_options open, const char *text, char **id,
+                                      struct error *err)
+{
+    struct wanted wanted = {NULL, NULL};
+    struct qcow2_snapshot_info *list = NULL;
+    struct node *node = NULL;
+    size_t count = 0;
+    open.no_backing = open.no_io = true;
+    int ret = parse_options(text, set_wanted, &wanted, err);
+    if (ret == 0)
+        ret = node_co_open(path, &open, &node, err);
+    if (ret == 0) {
+        (void)qcow2_snapshots(node, &list, &count); /* of another format: it has none */
+        ret = error_set(err, -ENOENT, "there is no snapshot '%s'", text);
     }
-    return text;
+    for (size_t i = 0; i < count && ret == -ENOENT; i++) {
+        if ((wanted.id && strcmp(wanted.id, list[i].id) != 0) ||
+            (wanted.name && strcmp(wanted.name, list[i].name) != 0))
+            continue;
+        *id = strdup(list[i].id);
+        ret = *id ? 0 : error_set(err, -ENOMEM, "out of memory");
+    }
+    if (node)
+        node_co_close(node);
+    free(list);
+    free(wanted.id);
+    free(wanted.name);
+    return ret;
 }
 
 int coroutine_fn img_co_open(const struct img_options *options, const char *path, const char *format,
@@ -175,8 +216,16 @@ int coroutine_fn img_co_open(const struct img_options *options, const char *path
         return ret;
     }
     open.format = format;
-    open.snapshot = flags & IMG_SOURCE ? snapshot_name(options->snapshot) : NULL;
-    ret = node_co_open(path, &open, node, &err);
+    char *id = NULL;
+    const char *snapshot = flags & IMG_SOURCE ? options->snapshot : NULL;
+    if (snapshot && strncmp(snapshot, SNAPSHOT_KEY, strlen(SNAPSHOT_KEY)) == 0) {
+        ret = find_snapshot(path, open, snapshot, &id, &err);
+        snapshot = id;
+    }
+    open.snapshot = snapshot;
+    if (ret == 0)
+        ret = node_co_open(path, &open, node, &err);
+    free(id);
     if (ret < 0)
         img_failed(path, &err);
     return ret;

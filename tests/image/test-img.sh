@@ -204,6 +204,19 @@ ok "convert -B copies only what the image itself has" bash -c "
 ok "convert -l reads a snapshot" bash -c "
     cp base.qcow2 snap.qcow2 && qemu-io -c 'write -P 99 0 4M' snap.qcow2 >/dev/null &&
     '$img' convert -l first -O raw snap.qcow2 out.raw && qemu-img convert -l snapshot.name=first -O raw snap.qcow2 their.raw && cmp out.raw their.raw"
+qemu-img create -q -f qcow2 named.qcow2 1M
+pattern=0
+for name in 2 1 dup dup; do # the first has the name that is the second one's id, and the other way round
+    qemu-img snapshot -c $name named.qcow2
+    qemu-io -c "write -q -P $((++pattern)) 0 64k" named.qcow2
+done
+for what in snapshot.id=1 snapshot.id=2 snapshot.name=1 snapshot.name=2 snapshot.name=dup snapshot.id=4,snapshot.name=dup 1 2 dup; do
+    ok "convert -l $what reads what qemu-img reads" bash -c "
+        '$img' convert -l $what -O raw named.qcow2 out.raw && qemu-img convert -l $what -O raw named.qcow2 their.raw && cmp out.raw their.raw"
+done
+for what in snapshot.id=dup snapshot.name=3 snapshot.id=1,snapshot.name=1 snapshot.tag=1; do
+    ok_not "convert -l $what finds none" "$img" convert -l $what -O raw named.qcow2 out.raw
+done
 ok "convert -l of a raw image is refused" says "have no snapshots" "$img" convert -l first -f raw -O raw top.raw nosnap.raw
 ok "... and makes nothing" test ! -e nosnap.raw
 ok "convert -n --target-is-zero" bash -c "
