@@ -126,6 +126,16 @@ static int coroutine_fn read_or_salvage(struct conversion *c, uint64_t offset, c
     return 0;
 }
 
+static void say_failed(const struct conversion *c, const char *target)
+{
+    struct source *s = source_at((struct conversion *)c, c->error_offset);
+    if (c->error_reading)
+        log_message("%s: reading at offset %" PRIu64 ": %s", c->options->names[s - c->sources],
+                    c->error_offset - s->start, strerror(-c->error));
+    else
+        log_message("%s: writing at offset %" PRIu64 ": %s", target, c->error_offset, strerror(-c->error));
+}
+
 /* What is at the cursor. Under the lock. */
 static int coroutine_fn look(struct conversion *c)
 {
@@ -480,8 +490,7 @@ int coroutine_fn img_co_convert(const struct img_options *options)
         img_progress(&c->progress, 1, 1);
     img_progress_end(&c->progress);
     if (c->error < 0)
-        log_message("%s: %s at offset %" PRIu64 ": %s", c->error_reading ? options->names[0] : path,
-                    c->error_reading ? "reading" : "writing", c->error_offset, strerror(-c->error));
+        say_failed(c, path);
     else
         status = CMD_EXIT_OK;
 

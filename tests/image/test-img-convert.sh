@@ -138,6 +138,7 @@ ok_not "commit -r of no rate" "$img" commit -r fast over.qcow2
 cp src.qcow2 bad.qcow2
 "$poke" bad.qcow2 l2:196608=0x8000000000050200 l2:327680=0x8000000000070200 l2:393216=0x8000000000070200
 ok_not "an image with entries that cannot be followed is not copied" "$img" convert -O raw bad.qcow2 out.raw
+ok "... behind another one it is the one that is named, and its offset" bash -c "! '$img' convert -m 1 -O raw src.qcow2 bad.qcow2 out.raw 2>said; cat said; grep 'bad.qcow2: reading at offset 196608: ' said"
 ok "convert --salvage does, and says what is lost, a line for each range" bash -c "
     '$img' convert --salvage -O raw bad.qcow2 out.raw 2>said; status=\$?; cat said; [ \$status -eq 0 ] && [ \$(grep -c 'they are zeroes in the target' said) -eq 2 ] &&
     grep 'bad.qcow2: reading 65536 bytes at offset 196608: Input/output error' said && grep 'reading 131072 bytes at offset 327680' said"
