@@ -3,7 +3,8 @@
  *
  * What always holds: options are checked before the file is touched; the header is written last, after
  * everything that it names is durable. What a failure leaves behind is not an image: a file that was made
- * goes again, one that was there is left empty, and the disk of a block device has no header.
+ * goes again, one that was there is left empty, and the disk of a block device has no header, unless it is
+ * preallocation that failed: then it is an image without it.
  */
 #include <errno.h>
 #include <stdlib.h>
