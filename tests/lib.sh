@@ -4,6 +4,7 @@
 #
 #   ok "what must hold" COMMAND [ARGUMENT...]      a case: passes if the command succeeds
 #   ok_not "what must not happen" COMMAND...       passes if the command exits with a status from 1 to 125
+#   says TEXT COMMAND...         for these: succeeds if the output, which is in $tmp/said, has the text, whatever the status
 #   skip "what" "why"
 #   start NAME COMMAND...        runs it in the background, output in $tmp/NAME.log; stopped at the end
 #   stop NAME [SIGNAL]           ends it (TERM); its status in $stopped
@@ -57,6 +58,14 @@ ok_not() {
     status=$?
     [ $status -ge 1 ] && [ $status -le 125 ]
     tap_result $? "$what"
+}
+
+says() {
+    local text=$1
+    shift
+    "$@" >"$tmp/said" 2>&1
+    cat "$tmp/said"
+    grep -qF -- "$text" "$tmp/said"
 }
 
 skip() {

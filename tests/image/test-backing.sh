@@ -5,14 +5,6 @@ cd "$tmp" || exit 1
 io=$tools/tool_block_io
 img=$bin/ringside-img
 
-says() { # text, command...
-    local text=$1
-    shift
-    "$@" >said 2>&1
-    cat said
-    grep -qF -- "$text" said
-}
-
 overlay() { # file, backing name, backing format: whatever the name, nothing is opened
     rm -f "$1"
     qemu-img create -q -f qcow2 -u -b "$2" -F "$3" "$1" 1M

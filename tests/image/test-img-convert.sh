@@ -6,14 +6,6 @@ cd "$tmp" || exit 1
 img=$bin/ringside-img
 poke=$tools/tool_poke
 
-says() { # text, command...
-    local text=$1
-    shift
-    "$@" >said 2>&1
-    cat said
-    grep -qF -- "$text" said
-}
-
 qemu-img create -q -f qcow2 src.qcow2 4M
 qemu-io -c 'write -q -P 3 0 3M' src.qcow2
 qemu-img convert -O raw src.qcow2 src.raw

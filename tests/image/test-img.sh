@@ -5,14 +5,6 @@ cd "$tmp" || exit 1
 img=$bin/ringside-img
 poke=$tools/tool_poke
 
-says() { # text, command...
-    local text=$1
-    shift
-    "$@" >said 2>&1
-    cat said
-    grep -qF -- "$text" said
-}
-
 status() { # expected, command...
     local expected=$1 got
     shift

@@ -6,14 +6,6 @@ cd "$tmp" || exit 1
 io=$tools/tool_block_io
 img=$bin/ringside-img
 
-says() { # text, command...: succeeds if the output contains the text, whatever the status
-    local text=$1
-    shift
-    "$@" >said 2>&1
-    cat said
-    grep -qF -- "$text" said
-}
-
 fresh() { # size
     rm -f disk.raw
     truncate -s "$1" disk.raw
