@@ -101,7 +101,13 @@ to_qemu() {
     *encrypt* | *data_file*) return ;;
     esac
     rm -f z.qcow2 # compressed
-    "$img" convert -c -O qcow2 -o "${options%%,backing_file*}" filled.raw z.qcow2 2>/dev/null || return 0
+    case $options in
+    *preallocation=[mf]*) # refused, before there is a file
+        ! "$img" convert -c -O qcow2 -o "${options%%,backing_file*}" filled.raw z.qcow2 && [ ! -e z.qcow2 ]
+        return
+        ;;
+    esac
+    "$img" convert -c -O qcow2 -o "${options%%,backing_file*}" filled.raw z.qcow2 || return
     same z.qcow2 "$options" && [ "$(theirs z.qcow2 "")" = "$(sha256sum <filled.raw)" ] && qemu-img check z.qcow2
 }
 qemu-img create -q -f qcow2 m.qcow2 4M
