@@ -4,8 +4,6 @@
  * What always holds: an increment that the width cannot hold fails and changes nothing.
  */
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "host/qcow2/qcow2_state.h"
 

@@ -3,9 +3,8 @@
  *
  * What always holds: references are believed and refcounts follow them; a COPIED flag is set only where a
  * single reference was counted, and no table is written that is anything else as well, since then that would
- * be changed; new refcount structures lie behind
- * everything that is referred to, are durable before the header names them, and leave the old ones as they
- * are.
+ * be changed; new refcount structures lie behind everything that is referred to, are durable before the
+ * header names them, and leave the old ones as they are.
  */
 #include <errno.h>
 #include <stdlib.h>
