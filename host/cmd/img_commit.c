@@ -36,10 +36,16 @@ static int coroutine_fn below(const struct img_options *options, struct node *no
     *path = *format = NULL;
     if (qcow2_info(node, &info) < 0 || !info.backing_file || !info.backing_file[0])
         return error_set(err, -ENOENT, "has no backing file");
+    /* Written to it is what a guest chose: with a format that is guessed it could choose the files as well. */
+    if (!info.backing_format || !info.backing_format[0])
+        return error_set(err, -EINVAL,
+                         "backing file '%s' has no format in the header: it will not be guessed (set it: "
+                         "ringside-img rebase -u -b FILE -F FORMAT)",
+                         info.backing_file);
     int ret = img_open_options(options, IMG_WRITE, &open, err);
     if (ret == 0)
         ret = node_resolve_allowed(node->filename, info.backing_file, &open, path, err);
-    if (ret == 0 && info.backing_format && info.backing_format[0] && !(*format = strdup(info.backing_format)))
+    if (ret == 0 && !(*format = strdup(info.backing_format)))
         ret = error_set(err, -ENOMEM, "out of memory");
     return ret;
 }
@@ -71,7 +77,7 @@ static int coroutine_fn open_layers(struct commit *commit, const struct img_opti
         free(format);
         ret = below(options, node, &path, &format, &err);
         if (ret < 0) {
-            if (wanted)
+            if (wanted && ret == -ENOENT)
                 error_set(&err, ret, "'%s' is not among its backing files", options->base);
             img_failed(options->names[0], &err);
             break;

@@ -384,6 +384,16 @@ ok "commit empties an image with an external data file" empties_with_data_file
 ok "commit -b goes down several layers" bash -c "'$img' commit -b cbase.qcow2 ctop.qcow2 && qemu-img compare cbase.qcow2 want.raw && qemu-img check cbase.qcow2"
 ok_not "commit -b of what is not below" "$img" commit -b top.qcow2 ctop.qcow2
 ok_not "commit of an image without a backing file" "$img" commit base.qcow2
+# A guest that writes a qcow2 header to its raw disk would choose what is written to next.
+no_guess() {
+    qemu-img create -q -f raw others.raw 1M && qemu-img create -q -f qcow2 -o data_file=others.raw,data_file_raw=on guest.raw 1M &&
+        truncate -s 1M guest.raw && qemu-img create -q -f qcow2 -b guest.raw -F raw guess.qcow2 1M &&
+        qemu-io -c 'write -q -P 0x61 64k 64k' guess.qcow2 && "$poke" guess.qcow2 @112:4=0x12345678 || return 1
+    sum=$(cat guest.raw others.raw | md5sum)
+    said=$("$img" commit guess.qcow2 2>&1) && return 1
+    [[ $said == *"has no format in the header"* ]] && [ "$sum" = "$(cat guest.raw others.raw | md5sum)" ]
+}
+ok "D7 commit does not guess the format of the backing file" no_guess
 
 # ---- rebase ----
 
