@@ -36,8 +36,7 @@ static int coroutine_fn below(const struct img_options *options, struct node *no
     *path = *format = NULL;
     if (qcow2_info(node, &info) < 0 || !info.backing_file || !info.backing_file[0])
         return error_set(err, -ENOENT, "has no backing file");
-    /* Written to it is what a guest chose: with a format that is guessed it could choose the files as well.
-     */
+    /* Who writes to a raw disk would choose its format, and with that the files that are written to. */
     if (!info.backing_format || !info.backing_format[0])
         return error_set(err, -EINVAL,
                          "backing file '%s' has no format in the header: it will not be guessed (set it: "

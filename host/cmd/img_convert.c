@@ -212,11 +212,14 @@ static int coroutine_fn write_compressed(struct conversion *c, uint64_t offset, 
 {
     while (bytes > 0) {
         uint64_t n = min_u64(bytes, c->cluster_bytes);
+        /* Where the source ends inside a cluster and the target goes on, the rest of it is not ours. */
+        bool whole = n == c->cluster_bytes || offset + n == node_length(c->target);
         int ret;
         if (buffer_is_zero(buf, n))
             ret = write_zeroes(c, offset, n);
         else
-            ret = node_co_pwrite(c->target, offset, buf, n, NODE_IO_COMPRESSED | c->write_flags);
+            ret =
+                node_co_pwrite(c->target, offset, buf, n, (whole ? NODE_IO_COMPRESSED : 0) | c->write_flags);
         if (ret < 0)
             return ret;
         offset += n;

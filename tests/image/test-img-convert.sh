@@ -54,6 +54,19 @@ ok "... a snapshot that there is not" refused "nosnap" -l nosnap
 "$img" create -q -f qcow2 -o data_file=data.bin outside.qcow2 4M
 ok "-n -c into a data file is refused" says "lies in a data file" "$img" convert -n -c -O qcow2 src.qcow2 outside.qcow2
 
+# Its last cluster is not whole, and the target goes on behind it.
+c_into_larger() { # -n into what is there, or an option for the new one
+    head -c 100352 src.raw >part.raw && rm -f larger.qcow2 && qemu-img create -q -f qcow2 larger.qcow2 1M &&
+        qemu-io -c 'write -q -P 7 0 1M' larger.qcow2 && cp part.raw larger.raw && truncate -s 1M larger.raw || return 1
+    if [ "$1" = -n ]; then
+        head -c $((1048576 - 100352)) /dev/zero | tr '\0' '\7' | dd of=larger.raw bs=512 seek=196 conv=notrunc status=none
+    fi
+    "$img" convert -c "$@" -f raw -O qcow2 part.raw larger.qcow2 && qemu-img compare -f qcow2 -F raw larger.qcow2 larger.raw &&
+        qemu-img check larger.qcow2 | grep -q 'compressed clusters' && qemu-img check larger.qcow2
+}
+ok "-c -n into a larger image" c_into_larger -n
+ok "-c into an image that -o size makes larger" c_into_larger -o size=1M
+
 # ---- -S ----
 
 for size in 512 4M 16M; do
