@@ -112,7 +112,7 @@ int img_output(const struct img_options *options, bool *json);
 void img_print_snapshots(json_t *snapshots);
 json_t *img_snapshots(struct node *node); /* NULL: none */
 
-/* ---- creating (img_create.c) ---- */
+/* ---- creating (img_create.c, img_create_options.c) ---- */
 
 struct img_new {
     const char *path, *format;
@@ -127,7 +127,6 @@ struct img_new {
     uint64_t size_needed;   /* fewer bytes will not do */
     bool compressed;        /* every cluster will be written compressed */
     bool unbacked;          /* a backing file will not do: what is converted are several images in a row */
-    uint64_t cluster_bytes; /* result: 0 for raw */
     bool backed;            /* result */
 };
 
