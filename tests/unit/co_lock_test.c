@@ -401,18 +401,30 @@ static void sleeps(void *arg)
     note((char)('0' + *ns / 1000000));
 }
 
+/* All of them fall asleep at the same time, however long the machine takes for it. */
+static uint64_t stopped_at;
+
+static uint64_t stopped_now_ns(struct world *w)
+{
+    return stopped_at;
+}
+
+static struct world stopped_world = {.now_ns = stopped_now_ns};
+
 static void sleepers_wake_in_the_order_of_their_deadlines(void **state)
 {
     uint64_t ns[] = {3000000, 1000000, 2000000, 0};
-    uint64_t begin = world_now_ns();
 
     order[0] = '\0';
+    stopped_at = world_now_ns();
+    world = &stopped_world;
     for (int i = 0; i < 4; i++)
         start(sleeps, &ns[i]);
+    world = &world_host;
     while (strlen(order) < 4)
         loop_turn(loop, true);
     assert_string_equal(order, "0123");
-    assert_true(world_now_ns() - begin >= 3000000);
+    assert_true(world_now_ns() - stopped_at >= 3000000);
 }
 
 int main(void)
