@@ -4,7 +4,7 @@
  */
 #include "guest/apps/litmus_rings.h"
 
-#define DEADLINE_NS  20000000000ull
+#define DEADLINE_NS  120000000000ull
 #define ANSWER(x)    ((uint8_t)((x)*0x9e3779b97f4a7c15 >> 56))
 #define LOOK_AT_TIME 1024u /* spins between looks at the clock */
 
@@ -116,7 +116,7 @@ static int receive(struct litmus *l, uint16_t *slot)
 static void driver_streams(struct litmus *l)
 {
     unsigned free_slots[LITMUS_SLOTS], num_free = LITMUS_SLOTS;
-    uint64_t sent = 0, done = 0, deadline = l->now_ns() + DEADLINE_NS;
+    uint64_t sent = 0, done = 0, done_then = 0, deadline = l->now_ns() + DEADLINE_NS;
     for (unsigned i = 0; i < LITMUS_SLOTS; i++)
         free_slots[i] = i;
     for (unsigned spins = 1; done < l->rounds; spins++) {
@@ -126,14 +126,18 @@ static void driver_streams(struct litmus *l)
         if (receive(l, &slot) == 1) {
             free_slots[num_free++] = slot;
             done++;
-            deadline = spins % LOOK_AT_TIME ? deadline : l->now_ns() + DEADLINE_NS;
         } else {
             l->pause();
         }
         if (stopped(l))
             return;
-        if (spins % LOOK_AT_TIME == 0 && l->now_ns() > deadline)
+        if (spins % LOOK_AT_TIME)
+            continue;
+        if (done != done_then)
+            deadline = l->now_ns() + DEADLINE_NS;
+        else if (l->now_ns() > deadline)
             broke(l, "nothing came back");
+        done_then = done;
     }
 }
 

@@ -32,7 +32,15 @@
 
 #define SIZE     8u
 #define ROUNDS   30000u
-#define PATIENCE 3000000u /* looks before a sleeper is given up: seconds */
+#define PATIENCE 120u  /* seconds before a sleeper is given up */
+#define LOOKS    4096u /* between looks at the clock */
+
+static time_t seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
 
 static void full_fence(void)
 {
@@ -61,7 +69,8 @@ struct litmus {
 
 static bool sleep_until(struct litmus *litmus, unsigned *counter, unsigned *seen)
 {
-    for (unsigned i = 0; i < PATIENCE; i++) {
+    time_t began = seconds();
+    for (unsigned i = 1; i % LOOKS || seconds() - began < PATIENCE; i++) {
         unsigned now = __atomic_load_n(counter, __ATOMIC_ACQUIRE);
         if (now != *seen || __atomic_load_n(&litmus->stop, __ATOMIC_ACQUIRE)) {
             *seen = now;
@@ -670,7 +679,8 @@ static void *owner_thread(void *arg)
             }
         }
         vblk_kick(mq.disk, owner->queue);
-        for (i = 0; owner->done < before + 8 && i < 10000000; i++) {
+        time_t began = seconds();
+        for (i = 1; owner->done < before + 8 && (i % LOOKS || seconds() - began < PATIENCE); i++) {
             (void)vblk_poll(mq.disk, owner->queue);
             vblk_kick(mq.disk, owner->queue);
             if (i % 64 == 63)
