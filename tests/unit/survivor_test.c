@@ -21,6 +21,7 @@
 #include "host/block/inject.h"
 #include "host/block/node.h"
 #include "host/qcow2/qcow2_state.h"
+#include "host/qcow2/survivor.h"
 #include "host/runtime/loop.h"
 
 #define CLUSTER 65536u
@@ -131,6 +132,7 @@ static void allocates_and_dies(void *arg)
               "writing refcounts");
         table_cache_write_end(&s->ref, slot);
     }
+    survivor_touch(s); /* it was this process, and just now, however long it took */
     _exit(0);
 }
 
