@@ -658,7 +658,7 @@ static int without_epoll_pwait2(void)
         return 2;
     if (loop_fd_add(loop, &handler) < 0 || write(fd, &one, sizeof(one)) != sizeof(one))
         return 3;
-    loop_timer_arm(loop, &timer, world_now_ns() + 10000000000u); /* so that there is a time to sleep */
+    loop_timer_arm(loop, &timer, world_now_ns() + 3600000000000u); /* so that there is a time to sleep */
     loop_turn(loop, true);
     return came ? 0 : 1;
 }

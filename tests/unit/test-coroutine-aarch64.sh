@@ -22,6 +22,6 @@ for way in assembly ucontext; do
     ok "$what: builds without a warning" $gcc -std=gnu17 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror \
         -Wno-unused-parameter -Wno-missing-field-initializers -pthread -static -I. "${flags[@]}" -o "$tmp/runtime-$way" \
         tests/unit/cross/runtime_main.c host/runtime/*.c host/runtime/*.S
-    ok "$what: all cases pass" timeout 120 "$emulator" "$tmp/runtime-$way"
+    ok "$what: all cases pass" timeout 500 "$emulator" "$tmp/runtime-$way"
 done
 done_testing

@@ -17,7 +17,7 @@ ok "the program builds" "$cc" -std=gnu17 -D_GNU_SOURCE -O2 -g -fno-optimize-sibl
 look() {
     local commands=() c
     for c in "$@"; do commands+=(-ex "$c"); done
-    timeout 60 gdb --batch -nx -ex 'set debuginfod enabled off' -ex 'set startup-with-shell off' \
+    timeout 250 gdb --batch -nx -ex 'set debuginfod enabled off' -ex 'set startup-with-shell off' \
         -ex 'set style enabled off' \
         -ex 'source host/runtime/coroutine-gdb.py' -ex 'break main' -ex run \
         -ex 'set var co_record_creators = 1' -ex 'break look_here' -ex continue "${commands[@]}" "$tmp/sleeping" \

@@ -7,7 +7,7 @@ limit=400 rounds=100
 
 # cost FORMAT INDIRECT_SEGS EVENT_IDX: prints instructions a request
 cost() {
-    timeout 100 valgrind --tool=callgrind --collect-atstart=no --callgrind-out-file="$tmp/callgrind.out" \
+    timeout 300 valgrind --tool=callgrind --collect-atstart=no --callgrind-out-file="$tmp/callgrind.out" \
         --toggle-collect=vblk_submit --toggle-collect=vblk_kick --toggle-collect=vblk_poll \
         "$tools/tool_driver_cost" "$@" $rounds >"$tmp/valgrind.log" 2>&1 || return 1
     awk -v n=$((rounds * 32)) '/^(totals|summary):/ { print int($2 / n); exit }' "$tmp/callgrind.out"
