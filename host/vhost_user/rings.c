@@ -417,7 +417,6 @@ int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct v
     return 0;
 }
 
-/* How long a front end that waits for the answer to GET_VRING_BASE may take to tell a translation. */
 #define TRANSLATION_WAIT_NS 1000000000u
 
 /* A ring that stops fails what the error policy has parked, and needs its descriptors and buffers for that.
@@ -426,7 +425,7 @@ int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct v
 static int coroutine_fn ring_stop_translated(struct vhost_user_connection *c, unsigned index,
                                              struct error *err)
 {
-    uint64_t deadline = world_now_ns() + TRANSLATION_WAIT_NS;
+    uint64_t wait_ns = c->options->translation_wait_ns, deadline;
     struct vring *r = &c->rings[index];
     struct vhost_user_message message, reply;
     uint32_t request;
@@ -435,6 +434,7 @@ static int coroutine_fn ring_stop_translated(struct vhost_user_connection *c, un
         ring_stop(c, index);
         return 0;
     }
+    deadline = world_now_ns() + (wait_ns ? wait_ns : TRANSLATION_WAIT_NS);
     for (;;) {
         ring_end(c, index);
         if (!ring_inflight_any(ring_packed(c), r->parking, r->size))

@@ -27,6 +27,9 @@ struct vhost_user_server_options {
     unsigned queue_loop_count;
     bool iommu; /* offer ACCESS_PLATFORM: addresses are translated by the front end (IOTLB) */
     bool once;  /* stop after the first front end has left */
+    /* How long a front end that waits for the answer to GET_VRING_BASE may take to tell the translations that
+     * the stop needs; 0: a second. */
+    uint64_t translation_wait_ns;
     /* Called before the first ring is served and after the last one was given back, to take the image over
      * from another process and hand it on, or to write it out: NULL where nothing has to happen. An error of
      * co_take ends the connection. Coroutines on the control loop. */

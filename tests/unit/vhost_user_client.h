@@ -24,7 +24,8 @@
 #include "common/virtio_blk.h"
 #include "common/virtio_ring.h"
 
-#define CLIENT_WAIT_MS 10000
+/* For what comes at once but where the machine has no time for it. */
+#define CLIENT_WAIT_MS 120000
 
 struct client_message {
     struct vhost_user_header header;

@@ -286,7 +286,7 @@ static void a_broken_ring_needs_a_reset_and_the_connection_goes_on(void **state)
     le16_store_release(&avail->idx, (uint16_t)(g.avail_idx + 1));
     guest_kick(&g);
     struct pollfd p = {.fd = broken, .events = POLLIN};
-    assert_int_equal(poll(&p, 1, 5000), 1);
+    assert_int_equal(poll(&p, 1, CLIENT_WAIT_MS), 1);
     assert_true(client_ask_u64(fd, VHOST_USER_GET_STATUS) & VIRTIO_STATUS_DEVICE_NEEDS_RESET);
     assert_int_equal(log_lines(), 1);
     /* Reset, and all is well again. */

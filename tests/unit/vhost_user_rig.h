@@ -29,6 +29,8 @@
 
 /* Set before the set-up: an image in a file, with these errors (inject.h), which stop writes. */
 static const char *rig_inject;
+/* And how long a front end may take to tell a translation that the stop of a ring needs; 0: as by default. */
+static uint64_t rig_translation_wait_ns;
 
 static struct {
     pthread_t thread;
@@ -107,6 +109,7 @@ static inline void *rig_main(void *arg)
                                                 .queue_loops = queue_loops,
                                                 .queue_loop_count = 2,
                                                 .iommu = true,
+                                                .translation_wait_ns = rig_translation_wait_ns,
                                                 .stopped = rig_stopped};
     rig.server = vhost_user_server_listen(rig.path, &options, &err);
     assert_non_null(rig.server);
@@ -137,6 +140,7 @@ static inline int rig_setup(void **state)
     assert_non_null(mkdtemp(rig.directory));
     snprintf(rig.path, sizeof rig.path, "%s/socket", rig.directory);
     rig.log = memfd_create("log", MFD_CLOEXEC);
+    rig.log_seen = 0;
     dup2(rig.log, STDERR_FILENO);
     sem_init(&rig.ready, 0, 0);
     sem_init(&rig.called_done, 0, 0);
@@ -192,7 +196,7 @@ static inline void server_is_well(void)
     assert_true(fd >= 0);
     assert_true(client_ask_u64(fd, VHOST_USER_GET_FEATURES) & VIRTIO_BIT(VIRTIO_F_VERSION_1));
     close(fd);
-    for (int i = 0; i < 2000; i++) {
+    for (int i = 0; i < CLIENT_WAIT_MS; i++) {
         on_control_loop(read_stats);
         if (!rig.stats.connected)
             return;
@@ -248,7 +252,7 @@ static inline void read_works(struct client_guest *g)
     unsigned slot = g->avail_idx % 16;
     guest_submit_read(g, 0, slot);
     guest_kick(g);
-    assert_true(guest_wait_used(g, 0, g->avail_idx, 5000));
+    assert_true(guest_wait_used(g, 0, g->avail_idx, CLIENT_WAIT_MS));
     assert_int_equal(guest_status(g, slot), VIRTIO_BLK_S_OK);
 }
 

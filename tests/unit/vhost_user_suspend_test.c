@@ -118,7 +118,7 @@ static void checklist_155_157_158_a_suspended_device_leaves_the_rings_alone(void
         assert_int_equal(status(fd), SUSPENDED);
         set_status(fd, SUSPENDED | VIRTIO_STATUS_DRIVER_OK);
         assert_int_equal(status(fd), LIVE);
-        assert_true(guest_wait_used(&g, 0, g.avail_idx, 5000));
+        assert_true(guest_wait_used(&g, 0, g.avail_idx, CLIENT_WAIT_MS));
         read_works(&g);
     }
     /* A ring that is enabled meanwhile waits as well. */

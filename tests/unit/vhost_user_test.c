@@ -125,7 +125,7 @@ static void a_ring_is_served_only_started_and_enabled(void **state)
     assert_true(client_sync(fd));
     assert_false(guest_wait_used(&g, 0, 1, 30)); /* started, not enabled */
     client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
-    assert_true(guest_wait_used(&g, 0, 1, 5000));
+    assert_true(guest_wait_used(&g, 0, 1, CLIENT_WAIT_MS));
     read_works(&g);
     close(fd);
     guest_close(&g);
@@ -142,7 +142,7 @@ static void a_ring_is_scanned_when_it_becomes_enabled_without_a_kick(void **stat
     guest_submit_read(&g, 0, 1);
     assert_false(guest_wait_used(&g, 0, 2, 30));
     client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
-    assert_true(guest_wait_used(&g, 0, 2, 5000));
+    assert_true(guest_wait_used(&g, 0, 2, CLIENT_WAIT_MS));
     close(fd);
     guest_close(&g);
     server_is_well();
@@ -186,7 +186,7 @@ static void get_vring_base_stops_the_ring_and_tells_where_it_was(void **state)
     /* And on from there. */
     client_send_state(fd, VHOST_USER_SET_VRING_BASE, 0, 2);
     client_send_event(fd, VHOST_USER_SET_VRING_KICK, 0, g.kick);
-    assert_true(guest_wait_used(&g, 0, 3, 5000));
+    assert_true(guest_wait_used(&g, 0, 3, CLIENT_WAIT_MS));
     close(fd);
     guest_close(&g);
     server_is_well();
@@ -216,7 +216,7 @@ static void without_a_kick_descriptor_the_ring_is_polled(void **state)
     assert_true(client_sync(fd));
     for (uint16_t i = 1; i <= 3; i++) {
         guest_submit_read(&g, 0, i);
-        assert_true(guest_wait_used(&g, 0, i, 5000));
+        assert_true(guest_wait_used(&g, 0, i, CLIENT_WAIT_MS));
     }
     assert_int_equal(get_vring_base(fd, 0), 3);
     close(fd);
@@ -250,7 +250,7 @@ static void reset_device_and_status_0_bring_the_device_back_to_its_start(void **
         assert_true(client_sync(fd));
         assert_false(guest_wait_used(&g, 0, g.avail_idx, 30)); /* disabled again */
         client_send_state(fd, VHOST_USER_SET_VRING_ENABLE, 0, 1);
-        assert_true(guest_wait_used(&g, 0, g.avail_idx, 5000));
+        assert_true(guest_wait_used(&g, 0, g.avail_idx, CLIENT_WAIT_MS));
         read_works(&g);
     }
     close(fd);
@@ -383,7 +383,7 @@ static void checklist_34_a_ring_set_up_anew_does_not_go_on_in_the_inflight_regio
                 else
                     guest_submit_read(&g, 0, i);
                 guest_kick(&g);
-                for (int ms = 0; ms < 2000 && guest_status(&g, i) == 0xff; ms++)
+                for (int ms = 0; ms < CLIENT_WAIT_MS && guest_status(&g, i) == 0xff; ms++)
                     nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
                 assert_int_equal(guest_status(&g, i), VIRTIO_BLK_S_OK);
             }
@@ -625,14 +625,20 @@ static void a_ring_with_nothing_in_it_costs_nothing(void **state)
     struct loop_stats before[2], after[2];
     int fd = front_end_running(&g);
     read_works(&g);
-    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
-    for (unsigned i = 0; i < 2; i++)
-        loop_stats(iothread_loop(rig.iothreads[i]), &before[i]);
-    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
-    for (unsigned i = 0; i < 2; i++) {
-        loop_stats(iothread_loop(rig.iothreads[i]), &after[i]);
-        assert_int_equal(after[i].turns, before[i].turns);
+    /* Threads that have not come to rest yet, on a machine that is busy, have as many tries as they need. */
+    bool at_rest = false;
+    for (unsigned tries = 0; tries < 200 && !at_rest; tries++) {
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        for (unsigned i = 0; i < 2; i++)
+            loop_stats(iothread_loop(rig.iothreads[i]), &before[i]);
+        nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
+        at_rest = true;
+        for (unsigned i = 0; i < 2; i++) {
+            loop_stats(iothread_loop(rig.iothreads[i]), &after[i]);
+            at_rest &= after[i].turns == before[i].turns;
+        }
     }
+    assert_true(at_rest);
     read_works(&g);
     close(fd);
     guest_close(&g);
@@ -672,7 +678,8 @@ static void the_base_of_a_packed_ring_has_two_positions(void **state)
         /* Partner: the device's acquire of the first descriptor's flags (2.8.21.1). */
         le16_store_release(&ring[2 * i].flags, VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_AVAIL);
         guest_kick(&g);
-        for (int ms = 0; ms < 5000 && __atomic_load_n(&data[64 * i + 32], __ATOMIC_ACQUIRE) == 0xff; ms++)
+        for (int ms = 0; ms < CLIENT_WAIT_MS && __atomic_load_n(&data[64 * i + 32], __ATOMIC_ACQUIRE) == 0xff;
+             ms++)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
         assert_int_equal(data[64 * i + 32], VIRTIO_BLK_S_OK);
     }
