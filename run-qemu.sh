@@ -167,10 +167,11 @@ tmp=$(mktemp -d "${TMPDIR:-/tmp}/run-qemu.XXXXXX") || exit 1
 device_pid='' qemu_pid=''
 # shellcheck disable=SC2317 # called by the trap
 cleanup() {
-    local pid
+    local pid tries
     for pid in $qemu_pid $device_pid; do
         kill "$pid" 2>/dev/null
-        for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        # The disk may have much to write back, on a machine that is busy.
+        for ((tries = 0; tries < 300; tries++)); do
             kill -0 "$pid" 2>/dev/null || break
             sleep 0.1
         done
@@ -272,7 +273,7 @@ fi
 if [ "$device" = ringside ]; then
     "${device_command[@]}" </dev/null >&2 &
     device_pid=$!
-    for ((tries = 0; tries < 200; tries++)); do
+    for ((tries = 0; tries < 1200; tries++)); do
         [ ! -S "$tmp/disk.sock" ] || break
         if ! kill -0 "$device_pid" 2>/dev/null; then
             wait "$device_pid"
@@ -282,7 +283,7 @@ if [ "$device" = ringside ]; then
         fi
         sleep 0.05
     done
-    [ -S "$tmp/disk.sock" ] || fail "ringside-blk did not open its socket within 10 seconds"
+    [ -S "$tmp/disk.sock" ] || fail "ringside-blk did not open its socket within a minute"
 fi
 
 [ -z "$gdb" ] || echo "$me: waiting; now: gdb $elf -ex 'target remote :1234'" >&2

@@ -3,13 +3,18 @@
 # gone when the test is.
 #
 #   ok "what must hold" COMMAND [ARGUMENT...]      a case: passes if the command succeeds
-#   ok_not "what must not happen" COMMAND...       passes if the command exits with a status from 1 to 125
+#   ok_not "what must not happen" COMMAND...       passes if the command exits with a status from 1 to 123: it is not
+#                                                  missing, has not been killed, nor stopped by `timeout`
 #   says TEXT COMMAND...         for these: succeeds if the output, which is in $tmp/said, has the text, whatever the status
 #   skip "what" "why"
 #   start NAME COMMAND...        runs it in the background, output in $tmp/NAME.log; stopped at the end
 #   stop NAME [SIGNAL]           ends it (TERM); its status in $stopped
-#   wait_for SECONDS COMMAND...  until the command succeeds
+#   wait_for SECONDS COMMAND...  until the command succeeds; says what it said at last if it does not
+#   listens SOCKET...            whether somebody listens there: a socket is there before that, and after its owner
+#   in_memory MIB                a directory in $memory, of a tmpfs with room for so much where there is one; gone at the end
 #   done_testing                 prints the plan; exit status says whether all passed
+#
+# A limit of time is there so that a test ends, not to judge by: half a minute at least, for a machine that stalls.
 set -u
 bin=$RINGSIDE_BUILD/bin
 tools=$RINGSIDE_BUILD/tests
@@ -18,6 +23,7 @@ long=
 [ "${RINGSIDE_SIZE:-short}" = long ] && long=1
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/ringside.XXXXXX")
 tap_count=0 tap_failed=0
+memory=
 declare -A started=()
 
 cleanup() {
@@ -28,7 +34,7 @@ cleanup() {
         kill -KILL "${started[$name]}" 2>/dev/null
         wait "${started[$name]}" 2>/dev/null
     done
-    rm -rf "$tmp"
+    rm -rf "$tmp" ${memory:+"$memory"}
 }
 trap cleanup EXIT
 trap 'exit 143' TERM INT
@@ -40,13 +46,26 @@ tap_result() { # status, what
     else
         echo "not ok $tap_count - $2"
         tap_failed=$((tap_failed + 1))
-        sed 's/^/# /' "$tmp/case.log" | tail -n 40
+        tail -n 40 "$tmp/case.log" | sed 's/^/# /'
+        tap_surroundings
     fi
+}
+
+# What may have to do with a case that failed: what runs in the background has said, and how busy the machine is.
+tap_surroundings() {
+    local name
+    for name in "${!started[@]}"; do
+        [ -s "$tmp/$name.log" ] || continue
+        echo "# the last words of $name:"
+        tail -n 10 "$tmp/$name.log" | cut -c 1-300 | sed 's/^/#   /'
+    done
+    echo "# after $SECONDS s, load $(cut -d' ' -f1-3 /proc/loadavg), $(df --output=avail -h "$tmp" | tail -n 1 | tr -d ' ') free for files"
 }
 
 ok() {
     local what=$1
     shift
+    echo "# running: $what"
     "$@" >"$tmp/case.log" 2>&1
     tap_result $? "$what"
 }
@@ -54,9 +73,10 @@ ok() {
 ok_not() {
     local what=$1 status
     shift
+    echo "# running: $what"
     "$@" >"$tmp/case.log" 2>&1
     status=$?
-    [ $status -ge 1 ] && [ $status -le 125 ]
+    [ $status -ge 1 ] && [ $status -le 123 ]
     tap_result $? "$what"
 }
 
@@ -90,12 +110,33 @@ stop() {
 }
 
 wait_for() {
-    local end=$((SECONDS + $1))
+    local end=$((SECONDS + $1 + 1)) # SECONDS may be about to be one more
     shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || return 1
+    until "$@" >"$tmp/wait.log" 2>&1; do
+        if [ $SECONDS -ge $end ]; then
+            echo "# waited in vain for: $*"
+            tail -n 10 "$tmp/wait.log" | sed 's/^/#   /'
+            return 1
+        fi
         sleep 0.05
     done
+}
+
+listens() {
+    local path
+    for path; do
+        awk -v path="$path" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix || return 1
+    done
+}
+
+in_memory() {
+    local free
+    free=$(df --output=avail -m /dev/shm 2>/dev/null | tail -n 1)
+    if [ -d /dev/shm ] && [ -w /dev/shm ] && [ "${free:-0}" -ge "$1" ]; then
+        memory=$(mktemp -d /dev/shm/ringside.XXXXXX)
+    else
+        memory=$(mktemp -d "$tmp/memory.XXXXXX")
+    fi
 }
 
 done_testing() {

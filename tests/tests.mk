@@ -4,12 +4,13 @@
 #   tests/*/test-NAME.sh       scripts; RINGSIDE_BUILD says where the programs are, RINGSIDE_SIZE short or long
 #   tests/fuzz/NAME_fuzz.c     libFuzzer targets (clang)
 
+comma := ,
 UNIT_SRC := $(wildcard tests/unit/*_test.c)
 UNIT_HELPER_SRC := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(UNIT_SRC))
 
 $(BUILD)/tests/unit/%_test: $(BUILD)/obj/tests/unit/%_test.c.o $(call obj_of,$(UNIT_HELPER_SRC)) $(HOSTED_OBJ) $(HOSTED_DRIVER) $(HOST_LIB)
-	$(call link,-lcmocka)
+	$(call link,-Wl$(comma)--wrap=_cmocka_run_group_tests -lcmocka)
 $(BUILD)/tests/unit/sandbox_test: $(call obj_of,host/cmd/blk_sandbox.c)
 .SECONDARY:
 
@@ -77,7 +78,7 @@ fuzz: $(FUZZ)
 UNIT_NO_TSAN += qcow2_test qcow2_race_test qcow2_errors_test qcow2_bitmap_errors_test qcow2_power_test qcow2_large_test \
                 virtio_blk_queue_test virtio_blk_config_test virtqueue_split_test virtqueue_packed_test multireq_test \
                 ring_inflight_test virtio_blk_test virtio_blk_service_test virtio_blk_hostile_test virtio_blk_memory_test zoned_test zoned_restart_test audit_test
-UNIT_NO_TSAN += vblk_barrier_test vblk_answer_test vblk_io_test vblk_start_test vblk_ring_test vblk_hostile_test vblk_transport_test
+UNIT_NO_TSAN += running_test vblk_barrier_test vblk_answer_test vblk_io_test vblk_start_test vblk_ring_test vblk_hostile_test vblk_transport_test
 UNIT_TSAN ?= $(filter-out $(UNIT_NO_TSAN),$(notdir $(UNIT)))
 
 RUN := RINGSIDE_BUILD=$(abspath $(BUILD)) tests/run

@@ -5,10 +5,8 @@
 . "$(dirname "$0")/../lib.sh"
 
 tool=$tools/tool_kill_qcow2
-shm=$tmp
-[ -d /dev/shm ] && [ -w /dev/shm ] && shm=$(mktemp -d /dev/shm/ringside-kill.XXXXXX)
-trap 'rm -rf "$shm"; cleanup' EXIT
-image=$shm/disk.qcow2 survive=$shm/survive
+in_memory 1000
+image=$memory/disk.qcow2 survive=$memory/survive
 mkdir "$survive"
 rounds=${long:+200}
 rounds=${rounds:-4}
@@ -47,7 +45,7 @@ refused() {
     local name
     name=$survive/ringside-$(printf '%x-%x' "$device" "$inode")
     ln -s "$tmp/precious" "$name"
-    timeout 60 "$tool" --image="$image" --survive="$survive" --rounds=1 --seed=9 2>&1 | tee "$tmp/link.log"
+    timeout 120 "$tool" --image="$image" --survive="$survive" --rounds=1 --seed=9 2>&1 | tee "$tmp/link.log"
     grep -q 'will not survive' "$tmp/link.log" && [ ! -s "$tmp/precious" ]
 }
 ok "a symbolic link in the file's place is refused, with a sentence" refused

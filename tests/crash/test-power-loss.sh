@@ -3,9 +3,7 @@
 # Short: 80 different states a workload, about 2,500; RINGSIDE_SIZE=long: 3,300 and every prefix, over 100,000.
 . "$(dirname "$0")/../lib.sh"
 if [ -n "$long" ]; then how=(--states=3300 --points=150 --prefixes); else how=(--states=80); fi
-memory=$tmp
-[ -d /dev/shm ] && [ -w /dev/shm ] && memory=$(mktemp -d /dev/shm/ringside-crash.XXXXXX)
-trap 'rm -rf "$memory"; cleanup' EXIT
+in_memory 1000
 for workload in $("$tools/tool_crash" --list); do
     mkdir "$memory/$workload"
     ok "power loss: $workload" "$tools/tool_crash" --dir="$memory/$workload" --workload="$workload" --seed="${SEED:-1}" "${how[@]}"

@@ -16,20 +16,40 @@ serve() { # image format option...
     local image=$1 format=$2
     shift 2
     rm -f "$socket"
-    start device "$bin/ringside-blk" --socket-path="$socket" --blk-file="$image" --format="$format" --num-queues=2 \
-        --iothreads=2 "$@"
-    while ! [ -S "$socket" ] && kill -0 "${started[device]}" 2>/dev/null; do sleep 0.002; done
+    start device "$bin/ringside-blk" --socket-path="$socket" --control="$tmp/control" --blk-file="$image" --format="$format" \
+        --num-queues=2 --iothreads=2 "$@"
+    while ! listens "$socket" "$tmp/control" && kill -0 "${started[device]}" 2>/dev/null; do sleep 0.002; done
 }
 
-# A load with the device killed and started again all the time; adds to `seen` and `requests`.
+connected() {
+    awk -v path="$socket" '$6 == "03" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
+}
+
+works() { # has the device that runs now done something?
+    python3 - "$tmp/control" <<'PY'
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(60)
+s.connect(sys.argv[1])
+s.send(b'{"command":"stats"}\n')
+queues = json.loads(s.makefile().readline())["return"]["queues"]
+sys.exit(not sum(queue["completed"] for queue in queues))
+PY
+}
+
+# A load with the device killed and started again for some seconds, at any moment, but mostly not before the load has
+# found it: a machine that takes long to start it would see few deaths that matter. Then what is left to be done is
+# let be done. Adds to `seen` and `requests`.
 round() { # SIGNAL IMAGE FORMAT "DEVICE OPTIONS" VERIFY-OPTION...
-    local signal=$1 image=$2 format=$3 device_options=$4 status
+    local signal=$1 image=$2 format=$3 device_options=$4 status end
     shift 4
     start load "$bin/ringside" verify --device="$socket" --reconnect=on --inflight=on --span=16m --bytes=100g \
         --max-request=64k --runtime=$seconds --deadline=60 --client=sleep --json "$@"
-    sleep 0.3
-    while kill -0 "${started[load]}" 2>/dev/null; do
+    wait_for 60 works || return 1
+    end=$((SECONDS + seconds + 2))
+    while kill -0 "${started[load]}" 2>/dev/null && [ $SECONDS -lt $end ]; do
         # The front end looks for a new one every 5 ms.
+        while [ $((RANDOM % 4)) -ne 0 ] && ! connected && [ $SECONDS -lt $end ]; do sleep 0.005; done
         sleep "0.0$((RANDOM % 7))$((RANDOM % 10))"
         stop device "$signal"
         [ "$signal" = KILL ] || [ "$stopped" -eq 0 ] || echo "the device ended with status $stopped"

@@ -129,7 +129,7 @@ static void client(void *arg)
             model->maybe_zero[first + i] = 0;
             model->begun[first + i] = NOTHING;
         }
-        model->operations++;
+        __atomic_fetch_add(&model->operations, 1, __ATOMIC_RELAXED);
     }
 }
 
@@ -252,8 +252,11 @@ static void meddler(void)
     _exit(0);
 }
 
-static int run(void (*fn)(void), unsigned kill_after_us)
+/* Runs FN in a process of its own. With KILL_AFTER_US that is killed so long after it has had OPERATIONS
+ * acknowledged: a machine may take its time to start a process. */
+static int run(void (*fn)(void), unsigned kill_after_us, uint32_t operations)
 {
+    uint32_t before = __atomic_load_n(&model->operations, __ATOMIC_RELAXED);
     int status = 0;
     pid_t pid;
 
@@ -266,6 +269,11 @@ static int run(void (*fn)(void), unsigned kill_after_us)
         _exit(0);
     }
     if (kill_after_us) {
+        while (__atomic_load_n(&model->operations, __ATOMIC_RELAXED) - before < operations) {
+            if (waitpid(pid, &status, WNOHANG) == pid)
+                return 1; /* it has said why */
+            usleep(1000);
+        }
         usleep(kill_after_us);
         kill(pid, SIGKILL);
     }
@@ -308,21 +316,21 @@ int main(int argc, char **argv)
         return 2;
     }
     model = mmap(NULL, sizeof(*model), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, 0, 0);
-    if (model == MAP_FAILED || run(creator, 0) != 0)
+    if (model == MAP_FAILED || run(creator, 0, 0) != 0)
         return 2;
     memset(model->begun, 0xff, sizeof(model->begun));
     for (unsigned round = 0; round < rounds; round++) {
         int status;
 
         draw(2); /* another way for each child */
-        if (run(writer, 20000 + (unsigned)draw(200000)) != 0)
+        if (run(writer, 1 + (unsigned)draw(200000), 50) != 0)
             return 1;
         /* A second kill while the first is being mended. */
-        if (draw(3) == 0 && run(writer, 1000 + (unsigned)draw(20000)) != 0)
+        if (draw(3) == 0 && run(writer, 1000 + (unsigned)draw(20000), 0) != 0)
             return 1;
-        if (meddle && run(meddler, 0) != 0)
+        if (meddle && run(meddler, 0, 0) != 0)
             return 1;
-        status = run(verifies, 0);
+        status = run(verifies, 0, 0);
         if (status != 0 && status != 3)
             return 1;
         lost += status == 3;

@@ -7,7 +7,7 @@ runs=20000
 
 for ring in split packed; do
     ok "$runs inputs for the driver's $ring ring find nothing" \
-        timeout 3000 "$RINGSIDE_BUILD/fuzz/vblk_${ring}_fuzz" -runs=$runs -seed=1 -max_len=1024 -timeout=20 \
+        timeout 3000 "$RINGSIDE_BUILD/fuzz/vblk_${ring}_fuzz" -runs=$runs -seed=1 -max_len=1024 -timeout=120 \
         -artifact_prefix="$tmp/"
 done
 done_testing

@@ -7,6 +7,6 @@ mkdir "$tmp/corpus"
 runs=20000
 [ -z "$long" ] || runs=5000000
 ok "there are seeds" "$(dirname "$0")/messages-seeds" "$tmp/corpus"
-ok "$runs sequences of messages do no harm" "$fuzz" -runs=$runs -seed=1 -max_len=1024 -timeout=25 \
+ok "$runs sequences of messages do no harm" "$fuzz" -runs=$runs -seed=1 -max_len=1024 -timeout=120 \
     -artifact_prefix="$RINGSIDE_BUILD/fuzz/" "$tmp/corpus"
 done_testing

@@ -5,10 +5,12 @@
 here=$(dirname "$0")
 
 ok "seeds by qemu-img" "$here/qcow2-seeds.sh" "$tmp/seeds"
+timeout=200 # seconds of the clock for an input; how much may be done for one is for the long runs to find out
+[ -z "$long" ] || timeout=60
 for what in open read check repair keep write; do
     fuzz=$RINGSIDE_BUILD/fuzz/qcow2_${what}_fuzz
     mkdir "$tmp/$what"
-    options=(-seed="${SEED:-1}" -max_len=300000 -timeout=60 -rss_limit_mb=1024 -artifact_prefix="$RINGSIDE_BUILD/fuzz/$what-")
+    options=(-seed="${SEED:-1}" -max_len=300000 -timeout="$timeout" -rss_limit_mb=1024 -artifact_prefix="$RINGSIDE_BUILD/fuzz/$what-")
     if [ -n "$long" ]; then
         ok "$what: half an hour of CPU, no finding" "$here/fuzz-for.sh" 1800 "$fuzz" "$tmp/$what" "$tmp/seeds" "${options[@]:1}"
     else

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #define BED_ARENA_BYTES (24u << 20)
-#define WAIT_MS         4000u
 
 uint64_t bed_now_ms(void)
 {
@@ -204,11 +203,11 @@ int bed_open(struct bed *bed, const struct bed_options *options, struct error *e
     memset(bed, 0, sizeof(*bed));
     for (unsigned i = 0; i < BED_QUEUES_MAX; i++)
         bed->queues[i].kick_fd = bed->queues[i].call_fd = bed->queues[i].err_fd = -1;
-    vhost_user_front_init(&bed->front, -1, options->message_ms ? options->message_ms : WAIT_MS);
+    vhost_user_front_init(&bed->front, -1, options->message_ms ? options->message_ms : BED_WAIT_MS);
     bed->hosted = hosted_create(&hosted);
     if (!bed->hosted)
         return error_set(err, -ENOMEM, "no memory for a machine: %s", strerror(errno));
-    code = vhost_user_front_connect(&bed->front, options->path, WAIT_MS);
+    code = vhost_user_front_connect(&bed->front, options->path, BED_WAIT_MS);
     if (code == 0)
         code = negotiate(bed, options);
     if (code == 0 && !options->no_memory)
@@ -464,7 +463,7 @@ int bed_request(struct bed *bed, unsigned index, uint32_t type, uint64_t sector,
     pieces[n++] = (struct bed_piece){status, 1, true};
     bed_put(bed, index, pieces, n, false);
     bed_kick(bed, index);
-    code = bed_wait(bed, index, WAIT_MS, NULL, len);
+    code = bed_wait(bed, index, BED_WAIT_MS, NULL, len);
     if (code == 1) {
         code = __atomic_load_n(status, __ATOMIC_RELAXED);
         if (bytes && writable)
@@ -490,4 +489,12 @@ uint64_t bed_interrupts(struct bed *bed, unsigned queue)
     eventfd_t count;
 
     return eventfd_read(bed->queues[queue].call_fd, &count) == 0 ? count : 0;
+}
+
+uint64_t bed_interrupted(struct bed *bed, unsigned queue)
+{
+    struct pollfd wait = {.fd = bed->queues[queue].call_fd, .events = POLLIN};
+
+    (void)poll(&wait, 1, (int)BED_WAIT_MS);
+    return bed_interrupts(bed, queue);
 }

@@ -19,6 +19,8 @@
 
 #define BED_QUEUES_MAX 4u
 #define BED_PIECES_MAX 300u
+/* How long a device may take for what it has to do: a machine that stalls for seconds is no fault of it. */
+#define BED_WAIT_MS 20000u
 
 struct bed_queue {
     unsigned index, size;
@@ -109,6 +111,8 @@ bool bed_needs_reset(struct bed *bed);
 bool bed_alive(struct bed *bed);
 /* Takes the count of interrupts since the last call. */
 uint64_t bed_interrupts(struct bed *bed, unsigned queue);
+/* The same, after waiting for one for BED_WAIT_MS at most. */
+uint64_t bed_interrupted(struct bed *bed, unsigned queue);
 
 void bed_fence(void);
 uint64_t bed_now_ms(void);

@@ -342,7 +342,7 @@ static enum verdict range_in_pieces(struct conform *c)
     pieces[17] = (struct bed_piece){status, 1, true};
     bed_put(&c->bed, 0, pieces, 18, false);
     bed_kick(&c->bed, 0);
-    code = bed_wait(&c->bed, 0, 4000, NULL, NULL);
+    code = bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL);
     if (expect(c, "a range in sixteen descriptors",
                code == 1   ? *status
                : code == 0 ? -ETIMEDOUT
@@ -482,7 +482,7 @@ static enum verdict no_room_for_status(struct conform *c)
     struct bed_piece piece = {header, 16, false};
     bed_put(&c->bed, 0, &piece, 1, false);
     bed_kick(&c->bed, 0);
-    code = bed_wait(&c->bed, 0, 500, NULL, NULL);
+    code = bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL);
     /* Given back, or a reset asked for, or the connection ended: all but silence. */
     if (code == 0 && !bed_needs_reset(&c->bed))
         return conform_fail(c, "a chain with no room for the status was swallowed");

@@ -47,7 +47,7 @@ static enum verdict nothing_before_enable(struct conform *c)
     bed_kick(&c->bed, 0);
     if (bed_wait(&c->bed, 0, 100, NULL, NULL) != 0)
         return conform_fail(c, "a ring that is not enabled was served");
-    if (bed_queue_enable(&c->bed, 0, true) < 0 || bed_wait(&c->bed, 0, 2000, NULL, NULL) != 1)
+    if (bed_queue_enable(&c->bed, 0, true) < 0 || bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL) != 1)
         return conform_fail(c, "what was waiting in the ring is not served when it is enabled");
     return VERDICT_PASS;
 }
@@ -100,7 +100,7 @@ static enum verdict disable_and_enable(struct conform *c)
             return VERDICT_FAIL;
         bed_kick(&c->bed, 0);
         bed_sleep_ms(5);
-        if (bed_queue_enable(&c->bed, 0, true) < 0 || bed_wait(&c->bed, 0, 2000, NULL, NULL) != 1)
+        if (bed_queue_enable(&c->bed, 0, true) < 0 || bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL) != 1)
             return conform_fail(c, "a request made while the ring was disabled is not served after it");
     }
     return VERDICT_PASS;
@@ -122,12 +122,7 @@ static enum verdict call_replaced(struct conform *c)
     bed_interrupts(&c->bed, 0);
     if (one_read(c, 0, "a read") != VERDICT_PASS)
         return VERDICT_FAIL;
-    for (unsigned i = 0; i < 500; i++) {
-        if (bed_interrupts(&c->bed, 0))
-            return VERDICT_PASS;
-        bed_sleep_ms(1);
-    }
-    return conform_fail(c, "no interrupt on the new descriptor");
+    return bed_interrupted(&c->bed, 0) ? VERDICT_PASS : conform_fail(c, "no interrupt on the new descriptor");
 }
 
 static enum verdict across_regions(struct conform *c)
@@ -150,7 +145,7 @@ static enum verdict across_regions(struct conform *c)
     pieces[2] = (struct bed_piece){mem + 64, 1, true};
     bed_put(&c->bed, 0, pieces, 3, false);
     bed_kick(&c->bed, 0);
-    code = bed_wait(&c->bed, 0, 2000, NULL, NULL);
+    code = bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL);
     if (code != 1 || mem[64] != 0)
         return conform_fail(c, "a buffer that crosses from one region into the next: %s",
                             conform_status(code == 1   ? mem[64]
@@ -171,7 +166,7 @@ static enum verdict outside_memory(struct conform *c)
     else
         queue->desc[1].addr = le64_put(0x7fff00000000ull);
     bed_kick(&c->bed, 0);
-    code = bed_wait(&c->bed, 0, 500, NULL, NULL);
+    code = bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL);
     if (code == 0 && !bed_needs_reset(&c->bed))
         return conform_fail(c, "a buffer outside of all memory was passed over in silence");
     return conform_open(c, 0) ? one_read(c, 0, "a read on a new connection") : VERDICT_FAIL;

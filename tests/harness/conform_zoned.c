@@ -291,7 +291,7 @@ static int append(struct conform *c, uint64_t sector, uint32_t bytes, uint64_t *
     struct bed_piece pieces[] = {{mem, 16, false}, {mem + 128, bytes, false}, {mem + 64, 9, true}};
     bed_put(&c->bed, 0, pieces, 3, false);
     bed_kick(&c->bed, 0);
-    code = bed_wait(&c->bed, 0, 4000, NULL, NULL);
+    code = bed_wait(&c->bed, 0, BED_WAIT_MS, NULL, NULL);
     memcpy(where, mem + 64, sizeof(*where));
     return code == 1 ? *status : code == 0 ? -ETIMEDOUT : code;
 }

@@ -5,7 +5,7 @@
 status() { # wanted status, command...
     local wanted=$1 got
     shift
-    timeout 60 "$@"
+    timeout 120 "$@"
     got=$?
     echo "exit status $got, wanted $wanted"
     [ $got -eq "$wanted" ]
@@ -14,19 +14,19 @@ status() { # wanted status, command...
 says() { # text, command...
     local text=$1
     shift
-    timeout 60 "$@" 2>&1 | tee "$tmp/said" | grep -qF -- "$text"
+    timeout 120 "$@" 2>&1 | tee "$tmp/said" | grep -qF -- "$text"
 }
 
 r=$bin/ringside
 ok "--help" status 0 "$r" --help
 ok "--version" says "ringside " "$r" --version
 full() { # command... : its words can't be written
-    timeout 60 "$@" >/dev/full
+    timeout 120 "$@" >/dev/full
 }
 ok_not "what can't be printed is a failure" full "$r" info
 ok_not "of the help, too" full "$r" --help
 seen_enough() {
-    timeout 60 "$r" bench --help | true
+    timeout 120 "$r" bench --help | true
     [ "${PIPESTATUS[0]}" = 0 ]
 }
 ok "who has seen enough may leave" seen_enough
@@ -66,20 +66,20 @@ rm -rf "$public"
 ok "conform: a rule that there is not is no success" status 1 "$r" conform --only=nonsense
 ok "torture: a case that there is not is no success, and is named" says "--only=nonsense" "$r" torture --only=nonsense
 ok "conform: a disk that is too small gets one sentence" says "too few to judge it by" "$r" conform "$tmp/empty.raw"
-ok "info in JSON" sh -c "timeout 60 '$r' info --json | jq -en 'input | .rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
-ok "info on a packed ring" sh -c "timeout 60 '$r' info --json --ring=packed | jq -en 'input | .rings.format == \"packed\"'"
-ok "info names protocol features" sh -c "timeout 60 '$r' info --json | jq -en 'input | .protocol | index(\"CONFIG\")'"
-ok "bench in JSON" sh -c "timeout 60 '$r' bench --json --runtime=0.1 | jq -en 'input | .iops > 0 and .latency_us.p99 > 0'"
-ok "a client that sleeps is interrupted" sh -c "timeout 60 '$r' bench --json --client=sleep --qd=1 --ops=2000 --runtime=60 |
+ok "info in JSON" sh -c "timeout 120 '$r' info --json | jq -en 'input | .rings.format == \"split\" and (.negotiated | index(\"VERSION_1\"))'"
+ok "info on a packed ring" sh -c "timeout 120 '$r' info --json --ring=packed | jq -en 'input | .rings.format == \"packed\"'"
+ok "info names protocol features" sh -c "timeout 120 '$r' info --json | jq -en 'input | .protocol | index(\"CONFIG\")'"
+ok "bench in JSON" sh -c "timeout 120 '$r' bench --json --ops=1000 --runtime=100 | jq -en 'input | .iops > 0 and .latency_us.p99 > 0'"
+ok "a client that sleeps is interrupted" sh -c "timeout 120 '$r' bench --json --client=sleep --qd=1 --ops=2000 --runtime=100 |
     jq -en 'input | .interrupts_per_request > 0.1'"
-ok "one that polls is not" sh -c "timeout 60 '$r' bench --json --qd=1 --ops=2000 --runtime=60 |
+ok "one that polls is not" sh -c "timeout 120 '$r' bench --json --qd=1 --ops=2000 --runtime=100 |
     jq -en 'input | .interrupts_per_request == 0'"
-ok "verify in JSON" sh -c "timeout 60 '$r' verify --json --bytes=1m | jq -en 'input | .passed and .requests > 0'"
+ok "verify in JSON" sh -c "timeout 120 '$r' verify --json --bytes=1m | jq -en 'input | .passed and .requests > 0'"
 # Ended from outside, it leaves nothing. (A socket's path is short: not in $tmp.)
 for signal in TERM HUP; do
     left=$(mktemp -d /tmp/left.XXXXXX)
-    TMPDIR=$left start verifying "$r" verify --bytes=100g
-    ok "it runs" wait_for 20 sh -c "ls '$left'/ringside.*/device"
+    TMPDIR=$left start verifying env --default-signal=$signal "$r" verify --bytes=100g
+    ok "it runs" wait_for 60 sh -c "ls '$left'/ringside.*/device"
     stop verifying $signal
     ok "$signal ends it" [ "$stopped" -eq $((128 + $(kill -l $signal))) ]
     ok "and its directory is gone" rmdir "$left"

@@ -6,7 +6,7 @@
 blk() { # option...
     rm -f "$tmp/sock" "$tmp/control"
     start device "$bin/ringside-blk" --socket-path="$tmp/sock" --control="$tmp/control" --num-queues=4 --iothreads=2 "$@"
-    wait_for 20 test -S "$tmp/control"
+    wait_for 60 listens "$tmp/control"
 }
 
 # For each thread of the device: nanoseconds on a CPU, how often it got one, how often it gave it up by itself
@@ -19,7 +19,7 @@ ran() {
 
 # Not one thread ran in two seconds. What was written before may have to reach the disk first.
 at_rest() {
-    local end=$((SECONDS + 30)) before
+    local end=$((SECONDS + 60)) before
     while [ $SECONDS -lt $end ]; do
         before=$(ran)
         sleep 2
@@ -34,7 +34,7 @@ stats() {
     python3 - "$tmp/control" <<'PY'
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(20)
+s.settimeout(60)
 s.connect(sys.argv[1])
 s.send(b'{"command":"stats"}\n')
 print(json.dumps(json.loads(s.makefile().readline())["return"]))
@@ -49,9 +49,9 @@ total() { # file, field of the iothreads
 # device spun at most MOST times for each, and each time it found nothing it slept after that.
 now_and_then() {
     local gap=$1 most=$2 requests hit missed sleeps
-    timeout 60 "$bin/ringside" bench --device="$tmp/sock" --runtime=0.3 --ramp=0 --qd=1 >/dev/null || return 1
+    timeout 120 "$bin/ringside" bench --device="$tmp/sock" --ops=2000 --runtime=60 --ramp=0 --qd=1 >/dev/null || return 1
     stats >"$tmp/before.json"
-    timeout 60 "$bin/ringside" bench --device="$tmp/sock" --runtime=60 --ramp=0 --ops=40 --think="$gap" --qd=1 --client=sleep \
+    timeout 120 "$bin/ringside" bench --device="$tmp/sock" --runtime=60 --ramp=0 --ops=40 --think="$gap" --qd=1 --client=sleep \
         --json >"$tmp/bench.json" || return 1
     stats >"$tmp/after.json"
     requests=$(jq '[.queues[].completed] | add' "$tmp/after.json")
@@ -66,18 +66,18 @@ now_and_then() {
 qemu-img create -q -f qcow2 "$tmp/disk.qcow2" 64M
 blk "$tmp/disk.qcow2"
 ok "nobody is connected: not one thread runs" at_rest
-start idle "$bin/ringside" info --device="$tmp/sock" --queues=4 --watch=100
-ok "a front end with four rings connects" wait_for 20 grep -q negotiated "$tmp/idle.log"
+start idle "$bin/ringside" info --device="$tmp/sock" --queues=4 --watch=1000
+ok "a front end with four rings connects" wait_for 60 grep -q negotiated "$tmp/idle.log"
 ok "and does nothing: not one thread runs" at_rest
 stop idle
-ok "four queues are written to" timeout 60 "$bin/ringside" verify --device="$tmp/sock" --queues=4 --bytes=8m --span=32m
+ok "four queues are written to" timeout 120 "$bin/ringside" verify --device="$tmp/sock" --queues=4 --bytes=8m --span=32m
 ok "and left: not one thread runs" at_rest
 stop device
 
 blk --format=null --size=1G
 ok "a request now and then: at most one poll for each" now_and_then 0.01 1
-start idle "$bin/ringside" info --device="$tmp/sock" --queues=4 --watch=100
-wait_for 20 grep -q negotiated "$tmp/idle.log"
+start idle "$bin/ringside" info --device="$tmp/sock" --queues=4 --watch=1000
+wait_for 60 grep -q negotiated "$tmp/idle.log"
 ok "and none after them" at_rest
 stop idle
 stop device

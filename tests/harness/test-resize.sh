@@ -5,14 +5,14 @@
 
 qemu-img create -q -f qcow2 "$tmp/disk.qcow2" 32M
 start device "$bin/ringside-blk" --socket-path="$tmp/device.sock" --blk-file="$tmp/disk.qcow2" --control="$tmp/control.sock"
-ok "ringside-blk serves" wait_for 20 test -S "$tmp/device.sock" -a -S "$tmp/control.sock"
-start watcher "$bin/ringside" info --device="$tmp/device.sock" --watch=20
+ok "ringside-blk serves" wait_for 60 listens "$tmp/device.sock" "$tmp/control.sock"
+start watcher "$bin/ringside" info --device="$tmp/device.sock" --watch=1000
 
 resize() { # bytes
     python3 - "$tmp/control.sock" "$1" <<'PY'
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(10)
+s.settimeout(60)
 s.connect(sys.argv[1])
 s.sendall((json.dumps({"command": "resize", "bytes": int(sys.argv[2])}) + "\n").encode())
 answer = s.makefile().readline()
@@ -21,11 +21,11 @@ sys.exit("error" in json.loads(answer))
 PY
 }
 
-ok "the driver is there" wait_for 20 grep -q 'max_discard_seg\|writeback' "$tmp/watcher.log"
+ok "the driver is there" wait_for 60 grep -q 'max_discard_seg\|writeback' "$tmp/watcher.log"
 ok "the disk grows" resize $((48 << 20))
-ok "the driver sees it" wait_for 15 grep -q "capacity now $((48 << 20)) bytes" "$tmp/watcher.log"
+ok "the driver sees it" wait_for 60 grep -q "capacity now $((48 << 20)) bytes" "$tmp/watcher.log"
 stop watcher
-ok "the whole of it can be used" timeout 60 "$bin/ringside" verify --device="$tmp/device.sock" --span=48m --bytes=4m
+ok "the whole of it can be used" timeout 120 "$bin/ringside" verify --device="$tmp/device.sock" --span=48m --bytes=4m
 stop device
 ok "the image is sound" qemu-img check -q "$tmp/disk.qcow2"
 done_testing

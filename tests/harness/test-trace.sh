@@ -5,7 +5,7 @@
 
 qemu-img create -q -f qcow2 "$tmp/disk.qcow2" 64M
 trace() {
-    timeout 60 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --poll-max-ns=0 --format=json "$@" >"$tmp/trace.json"
+    timeout 120 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --poll-max-ns=0 --format=json "$@" >"$tmp/trace.json"
 }
 
 # The steps of KIND in the order in which they were first taken
@@ -50,8 +50,8 @@ ok "a write to an allocated cluster links nothing" took rewrite '[1,2,3,4,5,6,7,
 ok "a read goes the same way" took read '[1,2,3,4,5,6,7,8,9,11,12]'
 ok "times never go back" jq -en 'input | all(.requests[].records; . == sort_by(.ns))' "$tmp/trace.json"
 
-text() { timeout 60 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=text --only=read; }
-html() { timeout 60 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=html; }
+text() { timeout 120 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=text --only=read; }
+html() { timeout 120 "$bin/ringside" trace --blk-file="$tmp/disk.qcow2" --format=html; }
 ok "as text" sh -c "$(declare -f text); bin=$bin tmp=$tmp; text | grep -q 'virtio_blk_handle_queue'"
 ok "as a page" sh -c "$(declare -f html); bin=$bin tmp=$tmp; html | grep -q '</html>'"
 done_testing

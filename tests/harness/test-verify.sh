@@ -108,7 +108,7 @@ if part rest; then
     ok "verify: blocks of 4096 bytes" raw_verify "${load[@]}" --logical-block-size=4096
     ok "verify: no merging" raw_verify "${load[@]}" --request-merging=off
     ok "verify: a thread pool and the page cache" raw_verify "${load[@]}" --cache=writeback --aio=threads
-    ok_not "verify: a disk that forgets is found out" timeout 60 "$ringside" verify --format=null --bytes=1m
+    ok_not "verify: a disk that forgets is found out" timeout 120 "$ringside" verify --format=null --bytes=1m
 fi
 
 for sanitizer in asan tsan; do
@@ -132,7 +132,7 @@ stranger() { # format
     start qsd qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=$tmp/stranger" \
         --blockdev "driver=$1,node-name=q,file=f" \
         --export "vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path=$tmp/qsd.sock,writable=on,num-queues=2"
-    wait_for 20 test -S "$tmp/qsd.sock"
+    wait_for 60 listens "$tmp/qsd.sock"
 }
 if ! part stranger; then
     :

@@ -99,7 +99,7 @@ enum outcome torture_ring_look(struct torture *t, unsigned queue, const uint8_t 
 static bool healthy(struct torture *t, char *why, size_t bytes)
 {
     struct bed_options options = {
-        .path = t->path, .features = ~VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM), .message_ms = 5000};
+        .path = t->path, .features = ~VIRTIO_BIT(VIRTIO_F_ACCESS_PLATFORM), .message_ms = BED_WAIT_MS};
     struct error err = {""};
     uint8_t data[4096];
     int code;
@@ -155,16 +155,19 @@ static void residue_count(struct residue *residue, pid_t pid, bool own)
     residue->coroutines = coroutines.alive;
 }
 
-/* The device may still be about to let go: looks again for two seconds. False with a sentence. */
+/* The device may still be about to let go: looks again for BED_WAIT_MS. False with a sentence. */
 static bool nothing_left(struct torture *t, char *why, size_t bytes)
 {
+    uint64_t end = bed_now_ms() + BED_WAIT_MS;
     struct residue now;
 
-    for (unsigned i = 0; i < 200; i++) {
+    for (;;) {
         residue_count(&now, t->pid, t->own);
         if (now.descriptors <= t->before.descriptors && now.mappings <= t->before.mappings &&
             now.coroutines <= t->before.coroutines)
             return true;
+        if (bed_now_ms() >= end)
+            break;
         bed_sleep_ms(10);
     }
     snprintf(why, bytes, "left over: %d descriptors, %d mappings, %d coroutines",

@@ -20,7 +20,7 @@ refused() { # word of the sentence, option...
     cp kept target
     rm -f new
     for to in target new; do
-        timeout 30 "$img" convert "$@" src.qcow2 $to 2>said
+        timeout 120 "$img" convert "$@" src.qcow2 $to 2>said
         got=$?
         cat said
         [ $got -ne 0 ] && grep -qF -- "$word" said || return 1

@@ -123,7 +123,7 @@ die() {
     true
 }
 savevm() { # IMAGE NAME: a snapshot with the state of a machine
-    printf 'savevm %s\nquit\n' "$2" | timeout 60 qemu-system-x86_64 -M microvm -m 4 -accel tcg -nodefaults -display none -S -monitor stdio \
+    printf 'savevm %s\nquit\n' "$2" | timeout 120 qemu-system-x86_64 -M microvm -m 4 -accel tcg -nodefaults -display none -S -monitor stdio \
         -drive driver=qcow2,file.driver=file,file.filename="$1",if=none >/dev/null 2>&1
     qemu-img snapshot -l "$1" | grep -q " $2 .*[KM]iB"
 }

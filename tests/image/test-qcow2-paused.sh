@@ -4,18 +4,16 @@
 image=$tmp/image.qcow2
 qemu-img create -q -f qcow2 "$image" 64M
 start blk "$bin/ringside-blk" --socket-path="$tmp/socket" --control="$tmp/control" --blk-file="$image"
-ok "the device is up" wait_for 10 test -S "$tmp/socket"
+ok "the device is up" wait_for 60 listens "$tmp/socket"
 
 complete_copy() {
-    "$bin/ringside" bench --device="$tmp/socket" --rw=write --bs=64k --ramp=0 --ops=800 --span=50M >/dev/null || return 1
-    local i
-    for i in 1 2 3 4 5 6 7 8 9 10; do # the device notices that the front end has gone a moment later
-        cp "$image" "$tmp/copy.qcow2"
-        qemu-img check "$tmp/copy.qcow2" && [ "$(qemu-img check --output=json "$tmp/copy.qcow2" |
-            sed -n 's/.*"allocated-clusters": \([0-9]*\).*/\1/p')" -ge 790 ] && return 0
-        sleep 0.3
-    done
-    return 1
+    "$bin/ringside" bench --device="$tmp/socket" --rw=write --bs=64k --ramp=0 --ops=800 --runtime=100 --span=50M >/dev/null || return 1
+    wait_for 60 complete # the device notices that the front end has gone a moment later
+}
+complete() {
+    cp "$image" "$tmp/copy.qcow2"
+    qemu-img check "$tmp/copy.qcow2" && [ "$(qemu-img check --output=json "$tmp/copy.qcow2" |
+        sed -n 's/.*"allocated-clusters": \([0-9]*\).*/\1/p')" -ge 790 ]
 }
 ok "after the front end has gone, all is in the file" complete_copy
 stop blk

@@ -133,7 +133,7 @@ static int coroutine_fn do_command(struct node *node, char **words)
         return ret;
     }
     if (strcmp(name, "wait") == 0) {
-        for (unsigned i = 0; i < 1000 && access(words[1], F_OK) < 0; i++)
+        for (unsigned i = 0; i < 12000 && access(words[1], F_OK) < 0; i++)
             co_sleep_ns(10000000);
         return access(words[1], F_OK) < 0 ? -ETIMEDOUT : 0;
     }

@@ -6,7 +6,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 # boot OPTION...: run-qemu.sh on what has been built
 boot() {
-    timeout -k 5 110 "$top/run-qemu.sh" --accel=tcg --timeout=90 "$@" </dev/null
+    timeout -k 30 300 "$top/run-qemu.sh" --accel=tcg --timeout=270 "$@" </dev/null
 }
 
 image_format() { # image
@@ -34,7 +34,7 @@ left_by_selftest() {
         commands+=(-c "read -P $((0x40 + k)) $((k * 65536)) 64k")
     done
     commands+=(-c "read -P 0 1M 1M" -c "read -P 0x5a $((end - 65536)) 64k")
-    timeout 60 qemu-io -r -f "$(image_format "$image")" "${commands[@]}" "$image" >"$tmp/qemu-io.log" 2>&1 || {
+    timeout 120 qemu-io -r -f "$(image_format "$image")" "${commands[@]}" "$image" >"$tmp/qemu-io.log" 2>&1 || {
         cat "$tmp/qemu-io.log"
         return 1
     }

@@ -54,7 +54,7 @@ stats
 quit
 END
 shell() { # options...: leaves what it said in $tmp/said
-    timeout -k 5 60 "$run_qemu" --accel=tcg --timeout=40 --app=shell --image="$tmp/disk.qcow2" "$@" \
+    timeout -k 30 300 "$run_qemu" --accel=tcg --timeout=270 --app=shell --image="$tmp/disk.qcow2" "$@" \
         <"$tmp/session" >"$tmp/said" 2>&1
     local status=$?
     cat "$tmp/said"
@@ -68,7 +68,7 @@ ok "shell on the packed ring" shell --ring=packed --device=qemu
 printf 'compare 0 64\nquit\n' >"$tmp/session"
 ok_not "a session with a failed command fails" shell
 image_has() { # offset, byte, length
-    timeout 20 qemu-io -r -c "read -P $2 $1 $3" "$tmp/disk.qcow2" | tee /dev/stderr | grep -q '^read '
+    timeout 120 qemu-io -r -c "read -P $2 $1 $3" "$tmp/disk.qcow2" | tee /dev/stderr | grep -q '^read '
 }
 ok "what was filled is on the image" image_has 0 7 4096
 
@@ -77,7 +77,7 @@ ok "what was filled is on the image" image_has 0 7 4096
 refuses() { # words that must be said, options...
     local words=$1 status
     shift
-    timeout 20 "$run_qemu" "$@" >"$tmp/refused" 2>&1 </dev/null
+    timeout 120 "$run_qemu" "$@" >"$tmp/refused" 2>&1 </dev/null
     status=$?
     cat "$tmp/refused"
     [ $status -eq 2 ] && grep -q -- "$words" "$tmp/refused"
@@ -98,7 +98,7 @@ ok "a stray word" refuses "go behind --" image.qcow2
 fails_saying() { # words, options...
     local words=$1 status
     shift
-    timeout 30 "$run_qemu" --accel=tcg "$@" >"$tmp/refused" 2>&1 </dev/null
+    timeout -k 30 300 "$run_qemu" --accel=tcg --timeout=270 "$@" >"$tmp/refused" 2>&1 </dev/null
     status=$?
     cat "$tmp/refused"
     [ $status -eq 1 ] && grep -q -- "$words" "$tmp/refused"
@@ -131,7 +131,7 @@ TMPDIR=$tmp/left
 mkdir -p "$TMPDIR"
 export TMPDIR
 start running "$run_qemu" --accel=tcg --app=bench --image="$tmp/disk.qcow2" --append="runtime=1000"
-ok "it runs" wait_for 20 sh -c "ls '$TMPDIR'/run-qemu.*/disk.sock"
+ok "it runs" wait_for 60 sh -c "ls '$TMPDIR'/run-qemu.*/disk.sock"
 sleep 0.5
 stop running
 ok "nothing of it is left in the temporary directory" sh -c "! ls '$TMPDIR' | grep ."

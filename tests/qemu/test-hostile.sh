@@ -4,13 +4,19 @@
 . "$(dirname "$0")/../lib.sh"
 . "$(dirname "$0")/guest.sh"
 
+# A disk that tells the truth may miss a short deadline on a machine that stalls: what fails is to hold with a long one.
 endures() { # architecture, ring, lie, how often, what the guest expects
-    local packed=off
+    with_deadline 150 "$@" || with_deadline 3000 "$@"
+}
+
+with_deadline() { # milliseconds, as for endures
+    local packed=off deadline=$1
+    shift
     [ "$2" = split ] || packed=on
     rm -f "$tmp/hostile.sock"
     start hostile "$tools/tool_hostile" "$tmp/hostile.sock" "$2" "$3" "$4"
-    wait_for 10 test -S "$tmp/hostile.sock" || return 1
-    boot --arch="$1" --ring="$2" --app=endure --device=none --append="deadline-ms=150 requests=96 expect=$5" -- \
+    wait_for 60 listens "$tmp/hostile.sock" || return 1
+    boot --arch="$1" --ring="$2" --app=endure --device=none --append="deadline-ms=$deadline requests=96 expect=$5" -- \
         -chardev "socket,id=disk,path=$tmp/hostile.sock" -device "vhost-user-blk-pci,chardev=disk,num-queues=1,queue-size=64,packed=$packed"
     local status=$?
     stop hostile KILL

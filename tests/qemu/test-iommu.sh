@@ -14,7 +14,7 @@ translations() { # so far
     python3 - "$tmp/control" <<'PY'
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(10)
+s.settimeout(60)
 s.connect(sys.argv[1])
 s.send(b'{"command": "stats"}\n')
 print(json.loads(s.makefile().readline())["return"]["connection"]["translations"])
@@ -27,7 +27,7 @@ behind() { # image, queues, IOMMU, properties of the disk, seconds, QEMU-OPTION.
     make_image "$image" 64M
     start device "$bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--control=$tmp/control" --iommu "--num-queues=$queues" \
         --iothreads=2 "$image"
-    wait_for 10 test -S "$tmp/disk.sock" || return 1
+    wait_for 60 listens "$tmp/disk.sock" || return 1
     timeout -k 5 "$seconds" qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$queues" -nodefaults \
         -no-user-config -no-reboot -display none -monitor none -serial stdio \
         -object memory-backend-memfd,id=mem,size=640M,share=on -device "$iommu" -device pcie-root-port,id=root1 \
@@ -42,12 +42,12 @@ behind() { # image, queues, IOMMU, properties of the disk, seconds, QEMU-OPTION.
 }
 
 selftest() { # as behind, but for the kernel
-    behind "$@" 100 -kernel "$kernel" -append "" && grep -q '^[0-9]* passed, 0 failed' "$tmp/guest.log" &&
+    behind "$@" 300 -kernel "$kernel" -append "" && grep -q '^[0-9]* passed, 0 failed' "$tmp/guest.log" &&
         image_sound "$1"
 }
 
 boot_linux() { # image, queues, properties, words
-    behind "$1" "$2" intel-iommu,device-iotlb=on "$3" 200 -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \
+    behind "$1" "$2" intel-iommu,device-iotlb=on "$3" 500 -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \
         -append "console=ttyS0 quiet panic=-1 tsc=unstable job=files queues=$2 intel_iommu=on $4" &&
         grep -q '^linux guest: passed' "$tmp/guest.log" && image_sound "$1"
 }

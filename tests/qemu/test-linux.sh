@@ -13,7 +13,7 @@ if ! "$top/tests/qemu/make-linux-guest" "$linux" >"$tmp/make.log" 2>&1; then
 fi
 
 linux_guest() { # queues, properties of the disk
-    timeout -k 5 180 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$1" -nodefaults -no-user-config \
+    timeout -k 5 500 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$1" -nodefaults -no-user-config \
         -no-reboot -display none -monitor none -object memory-backend-memfd,id=mem,size=640M,share=on \
         -chardev stdio,id=console -serial chardev:console -chardev "socket,id=disk,path=$tmp/disk.sock,reconnect=1" \
         -device "vhost-user-blk-pci,chardev=disk,num-queues=$1,$2" -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \
@@ -27,7 +27,7 @@ on_ringside() { # queues, properties of the disk, image, ringside-blk option...
     shift 3
     make_image "$image" 256M
     start device "$bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--blk-file=$image" "--num-queues=$queues" "$@"
-    wait_for 10 test -S "$tmp/disk.sock"
+    wait_for 60 listens "$tmp/disk.sock"
     ok "Linux, $queues queues, $properties, $(basename "$image") $*" linux_guest "$queues" "$properties"
     sed -n 's/^\(not \)\?ok - /# \1ok: /p' "$tmp/linux.log"
     stop device

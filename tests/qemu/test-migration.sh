@@ -14,7 +14,7 @@ fi
 qemu() { # 1 or 2, queues, packed, option...
     local n=$1 queues=$2 packed=$3
     shift 3
-    start "qemu$n" timeout -k 5 100 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$queues" -nodefaults \
+    start "qemu$n" timeout -k 5 700 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$queues" -nodefaults \
         -no-user-config -no-reboot -display none -monitor "unix:$tmp/monitor$n,server=on,wait=off" \
         -object memory-backend-memfd,id=mem,size=640M,share=on -serial "file:$tmp/console$n" \
         -chardev "socket,id=disk,path=$tmp/disk$n.sock" \
@@ -27,7 +27,7 @@ monitor() { # 1 or 2, command; prints what is said
     python3 - "$tmp/monitor$1" "$2" <<'PY'
 import socket, sys, time
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(10)
+s.settimeout(60)
 s.connect(sys.argv[1])
 said = b""
 while said.count(b"(qemu)") < 1:
@@ -56,21 +56,21 @@ moves() { # image, queues, packed, what to wait for
     rm -f "$tmp"/console[12] "$tmp/move"
     for n in 1 2; do
         start "device$n" "$bin/ringside-blk" "--socket-path=$tmp/disk$n.sock" --handover "--num-queues=$queues" "$image"
-        wait_for 10 test -S "$tmp/disk$n.sock" || return 1
+        wait_for 60 listens "$tmp/disk$n.sock" || return 1
     done
     qemu 1 "$queues" "$packed"
     qemu 2 "$queues" "$packed" -incoming "unix:$tmp/move"
-    wait_for 10 test -S "$tmp/monitor1" && wait_for 10 test -S "$tmp/move" || return 1
-    wait_for 60 said "$4" || return 1
+    wait_for 60 listens "$tmp/monitor1" && wait_for 60 listens "$tmp/move" || return 1
+    wait_for 300 said "$4" || return 1
     monitor 1 "migrate_set_parameter max-bandwidth 4G" >/dev/null
     monitor 1 "migrate -d unix:$tmp/move" >/dev/null
-    wait_for 40 migrated || {
+    wait_for 300 migrated || {
         monitor 1 "info migrate"
         cat "$tmp"/qemu[12].log "$tmp"/device[12].log
         return 1
     }
     stop qemu1
-    wait_for 60 said "^linux guest:"
+    wait_for 300 said "^linux guest:"
     wait "${started[qemu2]}"
     unset 'started[qemu2]'
     cat "$tmp"/console[12] "$tmp"/device[12].log "$tmp"/qemu[12].log | tr -d '\r'

@@ -15,7 +15,7 @@ fi
 device() { # image, queues
     start device "$bin/ringside-blk" "--socket-path=$tmp/disk.sock" "--num-queues=$2" "--queue-size=1024" "--iothreads=2" \
         "--survive=$tmp" "--control=$tmp/control" "$1"
-    wait_for 10 test -S "$tmp/disk.sock"
+    wait_for 60 listens "$tmp/disk.sock"
 }
 
 said() { tr -d '\r' <"$tmp/console" 2>/dev/null | grep -q "$1"; }
@@ -30,7 +30,7 @@ works() {
     python3 - "$tmp/control" <<'PY'
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
-s.settimeout(5)
+s.settimeout(60)
 s.connect(sys.argv[1])
 s.send(b'{"command":"stats"}\n')
 queues = json.loads(s.makefile().readline())["return"]["queues"]
@@ -43,16 +43,16 @@ survives() { # image, queues, packed, how many deaths, signal
     make_image "$image" 256M
     rm -f "$tmp/console"
     device "$image" "$queues" || return 1
-    start qemu timeout -k 5 500 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$queues" -nodefaults \
+    start qemu timeout -k 5 1000 qemu-system-x86_64 -accel tcg -M q35,memory-backend=mem -m 640 -smp "$queues" -nodefaults \
         -no-user-config -no-reboot -display none -monitor none -serial "file:$tmp/console" \
         -object memory-backend-memfd,id=mem,size=640M,share=on \
         -chardev "socket,id=disk,path=$tmp/disk.sock,reconnect=1" \
         -device "vhost-user-blk-pci,chardev=disk,num-queues=$queues,queue-size=1024,packed=$packed,disable-legacy=on" \
         -kernel "$linux/vmlinuz" -initrd "$linux/initrd.cpio" \
         -append "console=ttyS0 quiet panic=-1 tsc=unstable job=files queues=$queues rounds=$((deaths / 2))"
-    wait_for 60 said "sectors, cache" || return 1
+    wait_for 300 said "sectors, cache" || return 1
     for ((tries = 0; n < deaths && tries < 3 * deaths; tries++)); do
-        wait_for 10 works
+        wait_for 60 works
         sleep "0.$(chance $tries 9)5"
         ! said '^linux guest:' || break
         stop device "$signal"

@@ -14,6 +14,7 @@ fake fails 'echo "not ok 1 - one"; echo 1..1; exit 1'
 fake dies 'echo 1..2; echo "ok 1 - one"; kill -ABRT $$'
 fake leaves 'echo 1..3; echo "ok 1 - one"; exit 0'
 fake silent 'exit 0'
+fake hangs 'echo 1..2; echo "# running: one"; echo "ok 1 - one"; echo "# running: two"; kill -KILL $$'
 # The shell that waits for `timeout`, which waits for us.
 fake kills 'kill -KILL $(ps -o ppid= -p $PPID); sleep 0.2'
 
@@ -34,4 +35,7 @@ ok_not "ended early, with success" ends "2 passed, 1 failed" passes leaves
 ok_not "no case at all" ends "1 passed, 1 failed" passes silent
 ok_not "not there" ends "1 passed, 1 failed" passes missing
 ok_not "not run to its end, nor the one behind it" ends "1 passed, 2 failed" passes kills fails
+ok_not "in the middle of a case" ends "2 passed, 1 failed" passes hangs
+ok "... which is named" grep '| # running: two$' "$tmp/out"
+ok_not "... and no other one" grep '# running: one' "$tmp/out"
 done_testing
