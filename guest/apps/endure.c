@@ -131,8 +131,9 @@ int main(int argc, char **argv)
         (unsigned)(totals.longest_ns / 1000000), info.failed ? "has failed" : "lives");
     say(totals.not_once == 0, "every request was answered, once");
     say(totals.wrong == 0, "what was read is what was written");
-    /* A part may be tried three times, and each time the ring's oldest has its deadline first. */
-    say(totals.longest_ns < 16 * config.deadline_ns + 2000000000, "in bounded time");
+    /* A part may be tried three times, and each time the ring's oldest has its deadline first. A busy host
+     * may stop the machine for seconds meanwhile. */
+    say(totals.longest_ns < 16 * config.deadline_ns + 20000000000, "in bounded time");
     if (argument_is("expect", "alive")) {
         say(!info.failed, "the disk lives");
         batch(disk, slots, true, info.block_size);

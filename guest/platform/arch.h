@@ -72,5 +72,7 @@ int arch_cpu_start(unsigned cpu);
 /* In common/cpus.c: what a secondary CPU runs when its traps and clock are set up. */
 _Noreturn void cpu_main(unsigned cpu);
 #define ARCH_CPUS_MAX 8 /* MACHINE_CPUS_MAX */
+/* What a CPU that was started may take to come up, if a busy host emulates it. */
+#define ARCH_CPU_START_NS 20000000000ull
 
 #endif

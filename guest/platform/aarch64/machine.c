@@ -284,7 +284,7 @@ int arch_cpu_start(unsigned cpu)
         __asm__ volatile("hvc #0" : "+r"(function) : "r"(target), "r"(entry), "r"(context) : "memory");
     if (function != 0)
         return -1;
-    for (uint64_t end = arch_now_ns() + 1000000000; arch_now_ns() < end;) {
+    for (uint64_t end = arch_now_ns() + ARCH_CPU_START_NS; arch_now_ns() < end;) {
         if (__atomic_load_n(&cpus_up, __ATOMIC_ACQUIRE) == cpu + 1) /* pairs with aarch64_cpu_entry */
             return 0;
     }

@@ -361,7 +361,7 @@ int arch_cpu_start(unsigned cpu)
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* both before the hart that reads them is started */
     if (sbi_call(SBI_HSM, SBI_HART_START, harts[cpu], (uint64_t)riscv64_cpu_start, cpu) != 0)
         return -1;
-    for (uint64_t end = arch_now_ns() + 1000000000; arch_now_ns() < end;) {
+    for (uint64_t end = arch_now_ns() + ARCH_CPU_START_NS; arch_now_ns() < end;) {
         if (__atomic_load_n(&cpus_up, __ATOMIC_ACQUIRE) == cpu + 1) /* pairs with riscv64_cpu_entry */
             return 0;
     }

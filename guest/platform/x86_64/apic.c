@@ -1,13 +1,10 @@
 /*
- * The local APIC (timer, messages, starting CPUs) and the I/O APIC (interrupt lines).
+ * The local APIC (timer, messages) and the I/O APIC (interrupt lines).
  *
  * Interrupts stay masked on every CPU except between `sti` and `cli` of arch_wait, so an interrupt that came
  * earlier is still pending in the APIC and ends the wait at once: there is no window to lose one in.
  */
-#include "guest/platform/machine.h"
 #include "guest/platform/x86_64/x86.h"
-
-#include <string.h>
 
 #define LAPIC_BASE          0xfee00000ull
 #define LAPIC_ID            0x20
@@ -24,8 +21,6 @@
 #define LAPIC_TIMER_CURRENT 0x390
 #define LAPIC_TIMER_DIVIDE  0x3e0
 #define LVT_MASKED          0x10000u
-#define COMMAND_INIT        0x4500u
-#define COMMAND_START       0x4600u
 #define COMMAND_BUSY        0x1000u
 
 #define MSR_APIC_BASE   0x1b
@@ -37,13 +32,6 @@
 #define ENTRY_MASKED    0x10000u
 #define ENTRY_LEVEL     0x8000u
 #define IOAPIC_LINES    64
-
-#define FW_CFG_SELECT    0x510
-#define FW_CFG_DATA      0x511
-#define FW_CFG_SIGNATURE 0
-#define FW_CFG_NUM_CPUS  5
-
-#define TRAMPOLINE 0x8000u /* a page below 1 MiB; page 8 of memory */
 
 static uint64_t timer_hz;
 static unsigned ioapic_lines;
@@ -109,6 +97,14 @@ unsigned x86_apic_id(void)
     return lapic_read(LAPIC_ID) >> 24;
 }
 
+void x86_apic_send(unsigned cpu, uint32_t command)
+{
+    lapic_write(LAPIC_COMMAND_HIGH, cpu << 24);
+    lapic_write(LAPIC_COMMAND_LOW, command);
+    for (unsigned tries = 0; lapic_read(LAPIC_COMMAND_LOW) & COMMAND_BUSY && tries < 100000; tries++)
+        x86_pause();
+}
+
 void x86_apic_timer_start(uint32_t ticks)
 {
     lapic_write(LAPIC_TIMER_INITIAL, ticks);
@@ -157,81 +153,4 @@ int arch_irq_enable(unsigned irq)
     ioapic_write(IOAPIC_ENTRY(irq) + 1, x86_apic_id() << 24);
     ioapic_write(IOAPIC_ENTRY(irq), ENTRY_LEVEL | (X86_VECTOR_LINE + irq));
     return 0;
-}
-
-/* ---- secondary CPUs: QEMU numbers the local APICs 0, 1, 2, ... without gaps ---- */
-
-extern const char x86_trampoline[], x86_trampoline_end[];
-extern uint64_t x86_cpu_stack, x86_cpu_starting;
-_Noreturn void x86_cpu_entry(unsigned cpu);
-
-#define CPU_STACK_BYTES 32768
-static uint8_t cpu_stacks[ARCH_CPUS_MAX - 1][CPU_STACK_BYTES] __attribute__((aligned(16)));
-static unsigned cpus_up = 1;
-
-_Noreturn void x86_cpu_entry(unsigned cpu)
-{
-    x86_traps_init(cpu);
-    x86_apic_init_cpu();
-    __atomic_store_n(&cpus_up, cpu + 1, __ATOMIC_RELEASE); /* seen by arch_cpu_start */
-    cpu_main(cpu);
-}
-
-unsigned arch_this_cpu(void)
-{
-    unsigned id = x86_apic_id();
-    return id < ARCH_CPUS_MAX ? id : 0;
-}
-
-/* QEMU's firmware configuration port knows; another machine has one CPU as far as we are concerned. */
-unsigned arch_num_cpus(void)
-{
-    static unsigned count;
-    if (count)
-        return count;
-    static const char signature[4] = {'Q', 'E', 'M', 'U'};
-    count = 1;
-    arch_io_write(FW_CFG_SELECT, 2, FW_CFG_SIGNATURE);
-    for (unsigned i = 0; i < sizeof signature; i++) {
-        if (inb(FW_CFG_DATA) != (uint8_t)signature[i])
-            return count;
-    }
-    arch_io_write(FW_CFG_SELECT, 2, FW_CFG_NUM_CPUS);
-    unsigned cpus = inb(FW_CFG_DATA);
-    count = cpus < 1 ? 1 : cpus < ARCH_CPUS_MAX ? cpus : ARCH_CPUS_MAX;
-    return count;
-}
-
-static void pause_ns(uint64_t ns)
-{
-    for (uint64_t end = arch_now_ns() + ns; arch_now_ns() < end;)
-        x86_pause();
-}
-
-static void send(unsigned cpu, uint32_t command)
-{
-    lapic_write(LAPIC_COMMAND_HIGH, cpu << 24);
-    lapic_write(LAPIC_COMMAND_LOW, command);
-    for (unsigned tries = 0; lapic_read(LAPIC_COMMAND_LOW) & COMMAND_BUSY && tries < 100000; tries++)
-        x86_pause();
-}
-
-int arch_cpu_start(unsigned cpu)
-{
-    if (cpu == 0 || cpu >= arch_num_cpus() || cpu != __atomic_load_n(&cpus_up, __ATOMIC_ACQUIRE))
-        return -1;
-    memcpy((void *)(uintptr_t)TRAMPOLINE, x86_trampoline, (size_t)(x86_trampoline_end - x86_trampoline));
-    x86_cpu_stack = (uint64_t)(cpu_stacks[cpu - 1] + CPU_STACK_BYTES);
-    x86_cpu_starting = cpu;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* all of that before the CPU that the messages start reads it */
-    send(cpu, COMMAND_INIT);
-    pause_ns(10000000);
-    for (unsigned attempt = 0; attempt < 2; attempt++) {
-        send(cpu, COMMAND_START | TRAMPOLINE >> 12);
-        for (uint64_t end = arch_now_ns() + 500000000; arch_now_ns() < end; x86_pause()) {
-            if (__atomic_load_n(&cpus_up, __ATOMIC_ACQUIRE) == cpu + 1) /* pairs with x86_cpu_entry */
-                return 0;
-        }
-    }
-    return -1;
 }

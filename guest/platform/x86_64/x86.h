@@ -60,6 +60,7 @@ void x86_apic_init(void);     /* CPU 0: before the clock */
 void x86_apic_init_cpu(void); /* every CPU */
 void x86_apic_eoi(void);
 unsigned x86_apic_id(void);
+void x86_apic_send(unsigned cpu, uint32_t command); /* an interrupt command to another CPU */
 void x86_apic_timer_start(uint32_t ticks);
 uint32_t x86_apic_timer_left(void);
 void x86_apic_set_timer_hz(uint64_t hz);
