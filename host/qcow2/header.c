@@ -657,11 +657,24 @@ int coroutine_fn qcow2_co_set_features(struct qcow2 *s, uint64_t incompatible, u
     return ret;
 }
 
+/* F4: a table behind the end of the file would read as zeroes, an image without data or clusters without
+ * references, as soon as the file has grown over its place: so it does not grow. */
+static int coroutine_fn co_refuse_lost_tables(struct qcow2 *s)
+{
+    if (s->check_only || (!s->lost_l2 && !s->lost_block))
+        return 0;
+    return qcow2_co_corrupt(s, "the %s at 0x%llx lies beyond the end of the file, and nothing is written",
+                            s->lost_l2 ? "L2 table" : "refcount block",
+                            (unsigned long long)(s->lost_l2 ? s->lost_l2 : s->lost_block));
+}
+
 int coroutine_fn qcow2_co_prepare_write(struct qcow2 *s)
 {
     co_mutex_lock(&s->prepare_lock);
     int ret = 0;
-    if (!__atomic_load_n(&s->prepared, __ATOMIC_RELAXED)) {
+    if (!__atomic_load_n(&s->prepared, __ATOMIC_RELAXED))
+        ret = co_refuse_lost_tables(s);
+    if (ret == 0 && !__atomic_load_n(&s->prepared, __ATOMIC_RELAXED)) {
         /* C13: what we don't know we don't keep up to date. C14: bitmaps are another matter. */
         uint64_t autoclear = s->autoclear & QCOW2_AUTOCLEAR_KNOWN;
         ret = qcow2_bitmaps_co_prepare_write(s, &autoclear);

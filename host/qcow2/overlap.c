@@ -266,17 +266,23 @@ int qcow2_overlap_build(struct qcow2 *s)
     if (ret == 0)
         ret = qcow2_overlap_add(s, s->snapshots_offset, s->snapshots_bytes, QCOW2_OL_SNAPSHOT_TABLE);
     find_crypt_header(s);
+    s->lost_block = 0;
     for (uint32_t i = 0; ret == 0 && i < s->reftable_entries; i++) {
-        if (in_file(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK))
-            ret = qcow2_overlap_add(s, s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK, s->cluster_bytes,
-                                    QCOW2_OL_REFCOUNT_BLOCK);
+        uint64_t host = s->reftable[i] & QCOW2_REFTABLE_OFFSET_MASK;
+        if (in_file(s, host))
+            ret = qcow2_overlap_add(s, host, s->cluster_bytes, QCOW2_OL_REFCOUNT_BLOCK);
+        else if (host)
+            s->lost_block = host;
     }
     uint64_t directory, bytes;
     if (ret == 0 && qcow2_bitmaps_directory(s, &directory, &bytes))
         ret = qcow2_overlap_add(s, directory, bytes, QCOW2_OL_BITMAP_DIRECTORY);
     for (uint32_t i = 0; ret == 0 && i < s->l1_size; i++) {
-        if (in_file(s, s->l1[i] & QCOW2_L1_OFFSET_MASK))
-            ret = qcow2_overlap_add(s, s->l1[i] & QCOW2_L1_OFFSET_MASK, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);
+        uint64_t host = s->l1[i] & QCOW2_L1_OFFSET_MASK;
+        if (in_file(s, host))
+            ret = qcow2_overlap_add(s, host, s->cluster_bytes, QCOW2_OL_ACTIVE_L2);
+        else if (host)
+            s->lost_l2 = host; /* also if the file has grown over it meanwhile */
     }
     return ret < 0 ? ret : find_inactive_l1(s);
 }

@@ -253,6 +253,8 @@ struct qcow2 {
     bool backing_coming;   /* another backing file is about to show where no cluster is */
     int bitmaps_error;     /* the directory could not be read (check only) */
     uint64_t opened_bytes; /* length of the file when it was opened */
+    /* Tables that are named, and lie behind the end of the file; 0: none. */
+    uint64_t lost_block, lost_l2;
 
     /* bounce buffers of one cluster, some kept */
     struct spinlock buffers_guard;

@@ -281,6 +281,8 @@ static int plan_piece(struct qcow2 *s, struct write_piece *piece, struct qcow2_n
             need->key = piece->host + bytes;
             return -EAGAIN;
         }
+        /* It need not have been in the file when that was opened. */
+        s->fresh_from = max_u64(s->fresh_from, piece->host + bytes);
     }
     piece->kind = kind;
     piece->bytes = pos - offset;
