@@ -240,16 +240,13 @@ static void requests_stay_parked_over_a_pause_without_an_inflight_region(void **
     }
 }
 
-/* MS milliseconds for the pause to begin, while the first of two ranges is under way: the second is looked at
- * and fails after that. False: it seems that they were not enough, and the request waits as any that fails.
- */
-static bool fails_in_the_middle_of_a_pause(unsigned ms, int patience_ms)
+/* A request in flight when the pause begins, which fails then, is parked as well. (On a machine that is slow
+ * it fails and is parked before: the ring that goes on tries it again all the same.) */
+static void a_request_that_fails_in_the_middle_of_a_pause_is_tried_again(void **state)
 {
     struct client_guest g;
     struct error err = {0};
     struct virtio_blk_range ranges[2] = {{le64_put(0), le32_put(1)}, {le64_put(100), le32_put(1)}};
-    char rules[80];
-    bool tried_again;
     int fd = front_end_with_ring(&g);
     client_send_u64(fd, VHOST_USER_SET_FEATURES,
                     FEATURES_USED | VIRTIO_BIT(VIRTIO_BLK_F_WRITE_ZEROES) |
@@ -259,34 +256,21 @@ static bool fails_in_the_middle_of_a_pause(unsigned ms, int patience_ms)
     read_works(&g);
     inject_clear(blk_node(rig.blk));
     uint64_t hits = inject_hits(blk_node(rig.blk));
-    snprintf(rules, sizeof rules, "zero,mode=late,ms=%u;zero,error=ENOSPC", ms);
-    assert_int_equal(inject_add(blk_node(rig.blk), rules, &err), 0);
+    assert_int_equal(inject_add(blk_node(rig.blk), "zero,mode=late,ms=200;zero,error=ENOSPC", &err), 0);
+    /* One range after the other: the second is looked at when the pause has begun. */
     memcpy(guest_data(&g, 1), ranges, sizeof ranges);
     guest_submit(&g, 0, 1, VIRTIO_BLK_T_WRITE_ZEROES);
     guest_kick(&g);
     wait_for_hits(hits + 1);
     guest_send_memory(&g, fd);
     assert_true(client_sync(fd));
-    tried_again = guest_wait_used(&g, 0, 2, patience_ms);
-    if (!tried_again) {
-        resume = (struct loop_bh){.fn = resume_all, .loop = rig.loop};
-        loop_bh_schedule(&resume);
-        assert_true(guest_wait_used(&g, 0, 2, CLIENT_WAIT_MS));
-    }
+    assert_true(guest_wait_used(&g, 0, 2, CLIENT_WAIT_MS));
     assert_int_equal(guest_status(&g, 1), VIRTIO_BLK_S_OK);
     assert_int_equal(inject_hits(blk_node(rig.blk)), hits + 2);
     close(fd);
     guest_close(&g);
     server_is_well();
     log_lines();
-    return tried_again;
-}
-
-/* A request in flight when the pause begins, which fails then, is parked as well. */
-static void a_request_that_fails_in_the_middle_of_a_pause_is_tried_again(void **state)
-{
-    assert_true(fails_in_the_middle_of_a_pause(200, 1000) || fails_in_the_middle_of_a_pause(2000, 5000) ||
-                fails_in_the_middle_of_a_pause(20000, CLIENT_WAIT_MS));
 }
 
 /* A read that is in flight when the front end replaces its memory, or takes another region away, still lands
