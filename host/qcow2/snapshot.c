@@ -68,19 +68,19 @@ static int coroutine_fn drop_reference(struct qcow2 *s, uint64_t host, uint64_t 
     return ret;
 }
 
-/* Clusters of an external data file are not counted. */
+/* Clusters of an external data file are not counted. Those behind the end of the file are (a crash of others
+ * leaves such mappings), since it may grow over them at any time. */
 static bool entry_reference(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *bytes)
 {
     if (s->data != s->node->file)
         return false;
     if (entry & QCOW2_L2_COMPRESSED) {
         qcow2_compressed_range(s, entry, host, bytes);
-        /* The last sectors count, whether they are there or not. */
-        return *host < s->file_bytes;
+        return true;
     }
     *host = entry & QCOW2_L2_OFFSET_MASK;
     *bytes = s->cluster_bytes;
-    return *host && !(*host & (s->cluster_bytes - 1)) && *host < s->file_bytes;
+    return *host && !(*host & (s->cluster_bytes - 1));
 }
 
 /* Calls FN for the first LIMIT references (L2 tables and clusters) of a tree; *DONE counts them. */

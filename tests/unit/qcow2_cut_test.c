@@ -90,6 +90,46 @@ static void what_was_written_behind_the_end_is_not_fresh(void **state) /* F11 */
     in_coroutine(reused_body);
 }
 
+static void snapshot_body(void *arg)
+{
+    const uint64_t cluster = 64 * KIB,
+                   at = 127 * cluster; /* further behind the end than the file grows ahead */
+    struct error err = {""};
+    struct qcow2_check result;
+    load_image(&(struct qcow2_create_options){.size = 64 << 20});
+    assert_int_equal(open_image(), 0);
+    for (uint64_t i = 0; i < 128; i++)
+        write_at(i * cluster, cluster, 1);
+    uint64_t end = co_host_of(20 * cluster);
+    /* Room for what a snapshot needs, so that the file does not grow for that. */
+    assert_int_equal(node_co_pdiscard(node, cluster, 16 * cluster), 0);
+    assert_int_equal(node_co_close(node), 0);
+    disk.length = end;
+
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(qcow2_co_snapshot_create(node, "one", &err), 0);
+    write_at(at, cluster, 2);
+    assert_int_equal(node_co_close(node), 0);
+    assert_int_equal(open_image_as(&(struct open_options){RIG_OPTIONS, .snapshot = "one"}), 0);
+    co_expect(at, cluster, 0); /* it was cut off by then */
+    assert_int_equal(node_co_close(node), 0);
+    assert_int_equal(open_image(), 0);
+    assert_int_equal(qcow2_co_snapshot_delete(node, "one", &err), 0);
+    for (uint64_t i = 200; i < 400; i++)
+        write_at(i * cluster, cluster, 3);
+    co_expect(at, cluster, 2);
+    assert_int_equal(qcow2_co_check(node, 0, &result, NULL, NULL, &err), 0);
+    assert_int_equal(node_co_close(node), 0);
+    fake_disk_free(&disk);
+}
+
+/* J6, E6: a snapshot counts them, or the next write would change it, and its end would free what is in use.
+ */
+static void what_lies_behind_the_end_is_counted_for_snapshots(void **state)
+{
+    in_coroutine(snapshot_body);
+}
+
 /* ---- tables ---- */
 
 static void l2_body(void *arg)
@@ -157,6 +197,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_behind_the_end_is_not_cut_off),
         cmocka_unit_test(what_was_written_behind_the_end_is_not_fresh),
+        cmocka_unit_test(what_lies_behind_the_end_is_counted_for_snapshots),
         cmocka_unit_test(an_l2_table_behind_the_end_is_not_read_as_zeroes),
         cmocka_unit_test(a_refcount_block_behind_the_end_is_not_read_as_zeroes),
     };
