@@ -113,8 +113,14 @@ static int receive(struct litmus *l, uint16_t *slot)
     return result;
 }
 
+static bool enough(const struct litmus *l, uint64_t done, uint64_t began_ns)
+{
+    return l->enough_ns && done >= l->rounds / 50 && l->now_ns() - began_ns >= l->enough_ns;
+}
+
 static void driver_streams(struct litmus *l)
 {
+    uint64_t began = l->now_ns();
     unsigned free_slots[LITMUS_SLOTS], num_free = LITMUS_SLOTS;
     uint64_t sent = 0, done = 0, done_then = 0, deadline = l->now_ns() + DEADLINE_NS;
     for (unsigned i = 0; i < LITMUS_SLOTS; i++)
@@ -138,14 +144,18 @@ static void driver_streams(struct litmus *l)
         else if (l->now_ns() > deadline)
             broke(l, "nothing came back");
         done_then = done;
+        if (enough(l, done, began))
+            l->rounds = sent;
     }
 }
 
 static void driver_sleeps(struct litmus *l)
 {
-    uint64_t random = 0x9e3779b97f4a7c15;
+    uint64_t random = 0x9e3779b97f4a7c15, began = l->now_ns();
     for (uint64_t sequence = 1; sequence <= l->rounds && !stopped(l); sequence++) {
         uint16_t slot;
+        if (sequence % 64 == 0 && enough(l, sequence, began))
+            l->rounds = sequence;
         send(l, (unsigned)(sequence % LITMUS_SLOTS), sequence);
         if (vq_want_notify(&l->vq)) {
             l->kicked++;
