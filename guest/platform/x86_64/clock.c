@@ -67,11 +67,13 @@ static uint64_t rtc_seconds(void)
     return ((days * 24 + v[2]) * 60 + v[1]) * 60 + v[0];
 }
 
-void x86_clock_init(void)
+struct rates {
+    uint64_t tsc_hz, apic_hz;
+};
+
+/* False: the interval timer stands still. */
+static bool measure_once(struct rates *rates)
 {
-    outb(PIT_COMMAND, PIT_RATE_MODE);
-    outb(PIT_CHANNEL0, 0);
-    outb(PIT_CHANNEL0, 0);
     x86_apic_timer_start(UINT32_MAX);
     struct reading first = read_clocks(), last;
     uint64_t ticks = 0;
@@ -81,19 +83,45 @@ void x86_clock_init(void)
         ticks = (first.pit - last.pit) & 0xffff;
     } while (ticks < MEASURE_TICKS && x86_rdtsc() < patience);
     x86_apic_timer_start(0);
+    if (ticks < MEASURE_TICKS)
+        return false;
+    rates->tsc_hz = (last.tsc - first.tsc) * PIT_HZ / ticks;
+    rates->apic_hz = (uint64_t)(first.apic - last.apic) * PIT_HZ / ticks;
+    return true;
+}
 
-    uint64_t tsc_hz = 1000000000, apic_hz = 1000000000;
-    if (ticks >= MEASURE_TICKS) {
-        tsc_hz = (last.tsc - first.tsc) * PIT_HZ / ticks;
-        apic_hz = (uint64_t)(first.apic - last.apic) * PIT_HZ / ticks;
-    } else {
+/*
+ * A CPU that does not run for a while (a virtual one) misses the counter's going round, and finds its clocks
+ * too fast, by any factor. So the smaller of two measurements counts, and they have to agree.
+ */
+static struct rates measure(void)
+{
+    struct rates rates, again;
+    if (!measure_once(&rates)) {
         machine_print("x86_64: no interval timer; the clock is a guess\n");
+        return (struct rates){1000000000, 1000000000};
     }
-    if (tsc_hz < 1000000)
-        tsc_hz = 1000000;
-    tsc_to_ns = (uint64_t)(((unsigned __int128)1000000000 << 32) / tsc_hz);
+    for (unsigned tries = 0; tries < 20 && measure_once(&again); tries++) {
+        struct rates less = again.tsc_hz < rates.tsc_hz ? again : rates;
+        uint64_t more = again.tsc_hz < rates.tsc_hz ? rates.tsc_hz : again.tsc_hz;
+        rates = less;
+        if (more - less.tsc_hz <= less.tsc_hz / 16)
+            break;
+    }
+    return rates;
+}
+
+void x86_clock_init(void)
+{
+    outb(PIT_COMMAND, PIT_RATE_MODE);
+    outb(PIT_CHANNEL0, 0);
+    outb(PIT_CHANNEL0, 0);
+    struct rates rates = measure();
+    if (rates.tsc_hz < 1000000)
+        rates.tsc_hz = 1000000;
+    tsc_to_ns = (uint64_t)(((unsigned __int128)1000000000 << 32) / rates.tsc_hz);
     tsc_start = x86_rdtsc();
-    x86_apic_set_timer_hz(apic_hz < 1000 ? 1000 : apic_hz);
+    x86_apic_set_timer_hz(rates.apic_hz < 1000 ? 1000 : rates.apic_hz);
     arch.start_seconds = rtc_seconds();
 }
 
