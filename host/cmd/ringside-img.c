@@ -255,15 +255,35 @@ static int usage(const struct img_command *command, const char *format, const ch
 
 #define ROWS_MAX 32
 
-static const struct img_option *find_row(const struct img_command *command, int index, int letter)
+#define LONG_FIRST 1000 /* what getopt_long returns for the first row's name */
+
+/* The row of a letter, or of what getopt_long returns for a name. */
+static const struct img_option *find_row(const struct img_command *command, int c)
 {
-    if (letter == 0)
-        return &command->options[index];
+    if (c >= LONG_FIRST)
+        return &command->options[c - LONG_FIRST];
     for (const struct img_option *o = command->options; o->help; o++) {
-        if (o->letter == letter)
+        if (o->letter == c)
             return o;
     }
     return NULL;
+}
+
+/* Says what is wrong with the option that getopt_long has just refused with C. */
+static int refused(const struct img_command *command, int c, char **argv)
+{
+    char word[3] = {'-', (char)optopt, '\0'};
+    bool is_long = optopt == 0 || optopt >= LONG_FIRST;
+    const char *written = is_long ? argv[optind - 1] : word;
+    unsigned alike = 0;
+    if (c == ':')
+        return usage(command, "option '%s' needs a value", written);
+    if (optopt >= LONG_FIRST)
+        return usage(command, "option '%s' takes no value", written);
+    for (const struct img_option *o = command->options; is_long && o->help; o++)
+        alike += o->name && strncmp(o->name, written + 2, strcspn(written + 2, "=")) == 0;
+    return usage(command, alike > 1 ? "more than one option begins like '%s'" : "unknown option '%s'",
+                 written);
 }
 
 static int store(struct img_options *options, const struct img_option *row, const char *value)
@@ -286,10 +306,11 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
     struct option longs[ROWS_MAX + 1] = {{0}};
     char shorts[2 * ROWS_MAX + 2] = ":";
     size_t at = 1;
-    int index, c;
+    int c;
     for (unsigned i = 0; i < ROWS_MAX && command->options[i].help; i++) {
         const struct img_option *o = &command->options[i];
-        longs[i] = (struct option){o->name, o->argument ? required_argument : no_argument, NULL, 0};
+        longs[i] = (struct option){o->name, o->argument ? required_argument : no_argument, NULL,
+                                   LONG_FIRST + (int)i};
         if (o->letter) {
             shorts[at++] = (char)o->letter;
             if (o->argument)
@@ -302,14 +323,10 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
     argc -= hidden;
     opterr = 0;
     optind = 1;
-    while ((c = getopt_long(argc, argv, shorts, longs, &index)) != -1) {
-        char word[3] = {'-', (char)optopt, '\0'};
-        const char *written = optopt ? word : argv[optind - 1];
-        if (c == ':')
-            return usage(command, "option '%s' needs a value", written);
-        const struct img_option *row = c == '?' ? NULL : find_row(command, index, c);
-        if (!row)
-            return usage(command, "unknown option '%s'", written);
+    while ((c = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+        if (c == ':' || c == '?')
+            return refused(command, c, argv);
+        const struct img_option *row = find_row(command, c);
         if (store(options, row, optarg) < 0)
             return usage(command, "option '%s' is given too often", row->name);
     }
@@ -320,7 +337,7 @@ static int parse(const struct img_command *command, int argc, char **argv, struc
         return CMD_EXIT_OK;
     }
     if (img_asks_for_options(options))
-        return img_print_create_options(find_row(command, 0, 'O') ? options->output_format : options->format);
+        return img_print_create_options(find_row(command, 'O') ? options->output_format : options->format);
     struct open_options ignored;
     struct error err = {""};
     if (img_open_options(options, 0, &ignored, &err) < 0 ||

@@ -214,6 +214,9 @@ ok "no command" usage "$img"
 ok "an unknown command" usage "$img" frob
 ok "an unknown option" usage "$img" info --frob disk.raw
 ok "an unknown letter" usage "$img" info -Z disk.raw
+ok "the beginning of two options" usage "$img" create -f qcow2 --backing=disk.raw -F raw two.qcow2
+ok "a value for an option that has none" usage "$img" convert --progress=3 disk.raw copy2.raw
+ok "an option of several names may be short where it is clear" "$img" convert --sp=4k --prog disk.raw copy2.raw
 ok "a missing name" usage "$img" info
 ok "a missing value" usage "$img" info disk.raw -f
 ok "a name too many" usage "$img" info disk.raw copy.raw
