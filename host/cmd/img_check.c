@@ -91,6 +91,10 @@ int coroutine_fn img_co_check(const struct img_options *options)
             return CMD_EXIT_FAILED;
         }
     }
+    if (fix && options->force_share) {
+        log_message("-U leaves the image to others, and -r changes it (leave one of the two out)");
+        return CMD_EXIT_FAILED;
+    }
     unsigned flags = IMG_CHECK | IMG_NO_BACKING | (fix ? IMG_WRITE : 0);
     if (options->source_cache)
         flags |= IMG_SOURCE;

@@ -334,6 +334,7 @@ done
 ok "check -r leaks repairs leaks" bash -c "'$img' check -r leaks leak.qcow2 && qemu-img check leak.qcow2 && qemu-img compare leak.qcow2 base.qcow2"
 ok "check -r all repairs corruption" bash -c "'$img' check -r all corrupt.qcow2 && qemu-img check corrupt.qcow2 && qemu-img compare corrupt.qcow2 base.qcow2"
 ok "check -r of something else is status 1: 2 is a corrupt image" status 1 "$img" check -r everything base.qcow2
+ok "check -r while others may write is refused" bash -c "! '$img' check -U -r all base.qcow2 2>said && grep -q -e -U said"
 
 for wrong in "--frob base.qcow2" "" "--output=xml base.qcow2" "-t never base.qcow2"; do
     # shellcheck disable=SC2086 # several words
