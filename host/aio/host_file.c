@@ -33,6 +33,33 @@ char *host_file_real_path(const char *path)
     return opener ? strdup(path) : realpath(path, NULL);
 }
 
+/* ---- which file is it ---- */
+
+static void identify(const struct stat *st, dev_t *device, ino_t *inode)
+{
+    *device = S_ISBLK(st->st_mode) ? st->st_rdev : st->st_dev;
+    *inode = S_ISBLK(st->st_mode) ? 0 : st->st_ino;
+}
+
+bool host_file_identify(const char *path, dev_t *device, ino_t *inode)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return false;
+    identify(&st, device, inode);
+    return true;
+}
+
+bool host_file_same(const char *a, const char *b)
+{
+    dev_t device_a, device_b;
+    ino_t inode_a, inode_b;
+
+    return host_file_identify(a, &device_a, &inode_a) && host_file_identify(b, &device_b, &inode_b) &&
+           device_a == device_b && inode_a == inode_b;
+}
+
 /* ---- alignment ---- */
 
 static bool is_alignment(uint64_t n)
@@ -219,8 +246,7 @@ int host_file_open_fd(int fd, const char *name, unsigned flags, enum aio_kind ai
     posix->fd = fd;
     posix->block_device = S_ISBLK(st.st_mode);
     posix->file.ops = &posix_file_ops;
-    posix->file.device = posix->block_device ? st.st_rdev : st.st_dev;
-    posix->file.inode = posix->block_device ? 0 : st.st_ino;
+    identify(&st, &posix->file.device, &posix->file.inode);
     posix->file.mode = st.st_mode;
     posix->file.read_only = flags & HOST_FILE_READ_ONLY;
     posix->file.max_iov = IOV_ELEMENTS_MAX;

@@ -93,6 +93,13 @@ void host_file_close(struct host_file *file);
  * of. No other descriptor of this process may have it locked. NULL is fine. Coroutine. */
 void coroutine_fn host_file_co_abandon(struct host_file *file);
 
+/* The DEVICE and INODE that PATH has when it is open: a block device is one file under all its nodes. False:
+ * there is no such file, or it cannot be looked at. Any thread. */
+bool host_file_identify(const char *path, dev_t *device, ino_t *inode);
+
+/* Are A and B one file? Only if both are there. Any thread. */
+bool host_file_same(const char *a, const char *b);
+
 /* realpath(PATH), to be freed; NULL with errno. In a simulated world names lead to themselves. Any thread. */
 char *host_file_real_path(const char *path);
 

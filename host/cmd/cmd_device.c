@@ -301,9 +301,7 @@ void cmd_device_options_init(struct cmd_device_options *o)
 int cmd_device_not_image(const struct cmd_device_options *o, const char *option, const char *path,
                          struct error *err)
 {
-    struct stat image, st;
-    if (!path || !o->blk_file || stat(o->blk_file, &image) < 0 || stat(path, &st) < 0 ||
-        image.st_dev != st.st_dev || image.st_ino != st.st_ino)
+    if (!path || !o->blk_file || !host_file_same(o->blk_file, path))
         return 0;
     return error_set(err, -EINVAL, "--%s=%s: is the image, which would be overwritten (name another file)",
                      option, path);

@@ -309,13 +309,13 @@ static int coroutine_fn open_sources(struct conversion *c)
 }
 
 /* Is it one of the files that NODE is made of: the image, its data file, one below it? */
-static bool is_made_of(const struct node *node, const struct stat *file)
+static bool is_made_of(const struct node *node, dev_t device, ino_t inode)
 {
     for (; node; node = node->backing) {
-        if (node->host && node->host->device == file->st_dev && node->host->inode == file->st_ino)
+        if (node->host && node->host->device == device && node->host->inode == inode)
             return true;
-        if ((node->file && is_made_of(node->file, file)) ||
-            (node->data_file && is_made_of(node->data_file, file)))
+        if ((node->file && is_made_of(node->file, device, inode)) ||
+            (node->data_file && is_made_of(node->data_file, device, inode)))
             return true;
     }
     return false;
@@ -325,11 +325,12 @@ static bool is_made_of(const struct node *node, const struct stat *file)
  * it. */
 static bool overwrites_source(const struct conversion *c, const char *path)
 {
-    struct stat st;
-    if (stat(path, &st) < 0)
+    dev_t device;
+    ino_t inode;
+    if (!host_file_identify(path, &device, &inode))
         return false;
     for (unsigned i = 0; i < c->source_count; i++) {
-        if (!is_made_of(c->sources[i].node, &st))
+        if (!is_made_of(c->sources[i].node, device, inode))
             continue;
         log_message("%s: is read as a part of the source '%s' (the target has to be another file)", path,
                     c->options->names[i]);

@@ -2,7 +2,8 @@
  * ringside-img create, and making the target of convert.
  *
  * What always holds: a backing file that the command line names is the user's own choice, so the policy for
- * names in images does not apply to it; what that file names in turn is under the policy.
+ * names in images does not apply to it; what that file names in turn is under the policy, but for the look
+ * whether it names what would be emptied.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -61,24 +62,24 @@ static int coroutine_fn make_raw(const char *path, const struct qcow2_create_opt
 /* ---- what an image is made over ---- */
 
 /* Making an image empties its files, so none of them may be further down in what it is to show. BACKING is
- * the path of its backing file, to be opened by OPEN; where that cannot be followed, nothing is known of it.
- */
+ * the path of its backing file, to be opened by OPEN, wherever its names lead: nothing of it is shown. Where
+ * it cannot be followed, nothing is known of it. */
 static int coroutine_fn refuse_loop(const char *image, const char *data_file, const char *backing,
                                     struct open_options open, struct error *err)
 {
     struct error said = {""};
     struct node *node;
-    struct stat st;
-    struct node_ancestor made[2];
+    struct node_ancestor made[2] = {{0}};
     open.no_backing = open.no_io = false; /* with either, nothing below it is opened */
+    open.backing = BACKING_DIR;
+    open.backing_dir = "/";
     open.ancestors = NULL;
-    if (stat(image, &st) == 0) {
-        made[0] = (struct node_ancestor){st.st_dev, st.st_ino, NULL};
+    if (host_file_identify(image, &made[0].device, &made[0].inode))
         open.ancestors = &made[0];
-    }
     char *data = NULL;
-    if (data_file && node_resolve_name(image, data_file, &data, &said) == 0 && stat(data, &st) == 0) {
-        made[1] = (struct node_ancestor){st.st_dev, st.st_ino, open.ancestors};
+    if (data_file && node_resolve_name(image, data_file, &data, &said) == 0 &&
+        host_file_identify(data, &made[1].device, &made[1].inode)) {
+        made[1].above = open.ancestors;
         open.ancestors = &made[1];
     }
     free(data);

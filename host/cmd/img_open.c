@@ -5,7 +5,7 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "host/block/parse.h"
 #include "host/cmd/img.h"
@@ -108,12 +108,10 @@ static char *real_directory(const char *path)
 
 bool img_same_file(const char *a, const char *b)
 {
-    struct stat sa, sb;
-    bool there = stat(a, &sa) == 0;
-    if (there != (stat(b, &sb) == 0))
+    if (host_file_same(a, b))
+        return true;
+    if (access(a, F_OK) == 0 || access(b, F_OK) == 0)
         return false;
-    if (there)
-        return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
     const char *slash_a = strrchr(a, '/'), *slash_b = strrchr(b, '/');
     if (strcmp(slash_a ? slash_a + 1 : a, slash_b ? slash_b + 1 : b) != 0)
         return false;

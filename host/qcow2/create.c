@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "host/qcow2/crypto.h"
 #include "host/qcow2/qcow2_state.h"
@@ -283,13 +282,10 @@ static int coroutine_fn co_preallocate(const char *path, const struct qcow2_crea
 /* Is NAME, as the image at PATH would name it, the file at OTHER, by whatever names? */
 static bool is_file(const char *path, const char *name, const char *other)
 {
-    struct stat a, b;
     char *resolved;
     if (node_resolve_name(path, name, &resolved, NULL) < 0)
         return false;
-    bool same = stat(resolved, &a) == 0 && stat(other, &b) == 0 &&
-                (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode) ? a.st_rdev == b.st_rdev
-                                                          : a.st_dev == b.st_dev && a.st_ino == b.st_ino);
+    bool same = host_file_same(resolved, other);
     free(resolved);
     return same;
 }

@@ -51,4 +51,21 @@ ok "a device that is full is ENOSPC" bash -c "
     '$io' cache=none format=qcow2 $disk 'write 1G 300M 6' | tee said; grep ENOSPC said && '$io' format=qcow2 $disk 'read 192M 300M 3' && ! qemu-img check -f qcow2 $disk | grep -i corrupt"
 ok "an image that the device has no room for fails with a sentence" bash -c "
     ! '$img' create -q -f qcow2 -o preallocation=full $disk 900M 2>said && grep -q ringside-img said"
+
+# A device is one file under all its nodes.
+nodes=("$disk")
+read -r major minor < <(stat -L -c '%t %T' "$disk")
+mknod other b $((16#$major)) $((16#$minor)) && dd if=other of=/dev/null count=8 status=none && nodes+=("$PWD/other")
+for node in "${nodes[@]}"; do
+    "$img" create -q -f qcow2 "$disk" 64M && "$img" create -q -f qcow2 -b "$disk" -F qcow2 top.qcow2
+    ok "$node is not converted onto itself" bash -c "
+        ! '$img' convert -n -f qcow2 -O qcow2 $disk $node 2>said && grep 'read as a part of the source' said &&
+        ! '$img' convert --backing=/ -f qcow2 -O raw top.qcow2 $node 2>said && grep 'read as a part of the source' said && qemu-img check -q -f qcow2 $disk"
+    ok "... nor made over its own backing file" bash -c "
+        ! '$img' create -q -f qcow2 -b $disk -F qcow2 $node 64M && ! '$img' create -q -f qcow2 -b \$PWD/top.qcow2 -F qcow2 $node &&
+        ! '$img' create -q -f qcow2 -o data_file=$node,backing_file=$disk,backing_fmt=qcow2 new.qcow2 64M &&
+        ! '$img' create -q -f qcow2 -o data_file=$node,backing_file=\$PWD/top.qcow2,backing_fmt=qcow2 new.qcow2 64M && qemu-img check -q -f qcow2 $disk"
+    ok "... nor where the audit of its driver goes" bash -c "
+        ! timeout 60 '$bin/ringside-blk' --blk-file=$disk --audit=$node --socket-path=\$PWD/no.sock 2>said && grep 'is the image' said"
+done
 done_testing

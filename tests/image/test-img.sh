@@ -459,6 +459,12 @@ done
 "$img" create -q -f qcow2 -b base.qcow2 -F qcow2 loop1.qcow2
 "$img" create -q -f qcow2 -b loop1.qcow2 -F qcow2 loop2.qcow2
 ok "rebase to what stands on the image says so" says "the chain of files is a loop" "$img" rebase -b loop2.qcow2 -F qcow2 loop1.qcow2
+mkdir elsewhere
+"$img" create -q -f qcow2 elsewhere/low.qcow2 1M
+"$img" create -q -f qcow2 -b elsewhere/low.qcow2 -F qcow2 high.qcow2
+cp elsewhere/low.qcow2 low.copy
+ok_not "create over what shows through, wherever it lies" "$img" create -q -f qcow2 -b ../high.qcow2 -F qcow2 elsewhere/low.qcow2
+ok "... leaves it as it is" cmp elsewhere/low.qcow2 low.copy
 # What measures ringside-blk is no format of images.
 ok "info -f null" says "unknown format 'null' (qcow2 and raw are known)" "$img" info -f null nosuchfile
 ok_not "... is refused" "$img" info -f null base.qcow2
