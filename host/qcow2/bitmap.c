@@ -300,9 +300,14 @@ int coroutine_fn qcow2_bitmaps_co_prepare_write(struct qcow2 *s, uint64_t *autoc
     }
     for (unsigned i = 0; i < b->count; i++) {
         struct bitmap *bitmap = &b->list[i];
+        uint64_t room = (uint64_t)bitmap->table_entries << s->cluster_bits;
+        if (bitmap->bits && (bitmap->flags & QCOW2_BITMAP_IN_USE)) {
+            memory += room; /* an earlier try, which failed after this: nothing was written since */
+            any = true;
+            continue;
+        }
         if (!(bitmap->flags & QCOW2_BITMAP_AUTO) || (bitmap->flags & QCOW2_BITMAP_IN_USE))
             continue;
-        uint64_t room = (uint64_t)bitmap->table_entries << s->cluster_bits;
         if (room <= BITMAPS_MEMORY_MAX - memory && co_load(s, bitmap) == 0)
             memory += room;
         int ret = co_write_flags(s, bitmap, bitmap->flags | QCOW2_BITMAP_IN_USE);
