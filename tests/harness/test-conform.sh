@@ -9,12 +9,12 @@ judged() { # file: no rule failed, and enough rules applied
 }
 
 conform() {
-    timeout 300 "$@" --json >"$tmp/conform.json"
+    timeout 600 "$@" --json >"$tmp/conform.json"
     judged "$tmp/conform.json"
 }
 
 tortured() {
-    timeout 300 "$@" --json >"$tmp/torture.json" 2>"$tmp/torture.err"
+    timeout 600 "$@" --json >"$tmp/torture.json" 2>"$tmp/torture.err"
     local status=$?
     jq -r '.rows[] | select(.lives | not) | "\(.case): \(.outcome); \(.why)"' "$tmp/torture.json"
     jq '{cases, failed, not_run, left_over}' "$tmp/torture.json"

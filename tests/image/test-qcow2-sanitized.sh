@@ -10,8 +10,8 @@ printf secret >pass
 one() { # SANITIZER HOW IMAGE...
     local tool=$RINGSIDE_BUILD/$1/tests/tool_qcow2
     rm -f image.qcow2 model.raw
-    "$tool" create image.qcow2 size=4M "${@:3}" && timeout 200 "$tool" run image.qcow2 ops="$ops" model=model.raw $2 &&
-        "$tool" snapshot image.qcow2 create one && timeout 200 "$tool" run image.qcow2 ops="$ops" seed=2 model=model.raw $2 &&
+    "$tool" create image.qcow2 size=4M "${@:3}" && timeout 500 "$tool" run image.qcow2 ops="$ops" model=model.raw $2 &&
+        "$tool" snapshot image.qcow2 create one && timeout 500 "$tool" run image.qcow2 ops="$ops" seed=2 model=model.raw $2 &&
         "$tool" snapshot image.qcow2 delete one && "$tool" resize image.qcow2 5000192 && "$tool" check image.qcow2 &&
         qemu-img check image.qcow2 && qemu-img compare -f qcow2 -F raw image.qcow2 model.raw
 }
