@@ -171,8 +171,10 @@ static int build_header(const struct qcow2_create_options *o, uint64_t size, con
         fits = fits && add_ext(cluster, &at, room, QCOW2_EXT_DATA_FILE, o->data_file, strlen(o->data_file));
     if (crypto)
         fits = fits && add_ext(cluster, &at, room, QCOW2_EXT_CRYPTO, crypto, sizeof(*crypto));
-    /* A help for people only: left out where a small cluster has no room for it. */
-    uint64_t names_and_rest = sizeof(feature_names) + 16 + (o->backing_file ? strlen(o->backing_file) : 0);
+    /* A help for people only: left out where a small cluster has no room for it beside what may come, which
+     * is bitmaps, and a backing file of any name. */
+    uint64_t names_and_rest = sizeof(feature_names) + 3 * sizeof(struct qcow2_extension) +
+                              sizeof(struct qcow2_bitmaps_extension) + QCOW2_MAX_BACKING_NAME;
     if (version >= 3 && fits && names_and_rest <= room - at)
         fits = add_ext(cluster, &at, room, QCOW2_EXT_FEATURE_NAMES, feature_names, sizeof(feature_names));
     fits = fits && add_ext(cluster, &at, room, QCOW2_EXT_END, NULL, 0);
