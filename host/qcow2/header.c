@@ -476,16 +476,17 @@ static void put_fields(const struct qcow2 *s, struct qcow2_header *h)
         h->compression_type = (uint8_t)s->compression_type;
 }
 
-/* Puts NEW over the start of the file, durably. A write or flush that fails leaves it open what is there:
+/* Puts NEW into the header's cluster AT, durably. A write or flush that fails leaves it open what is there:
  * then OLD is put back, and if that fails as well nothing can be trusted any more. */
-static int coroutine_fn co_replace_header(struct qcow2 *s, const void *new, const void *old, uint64_t bytes)
+static int coroutine_fn co_replace_header(struct qcow2 *s, uint64_t at, const void *new, const void *old,
+                                          uint64_t bytes)
 {
     survivor_touch(s);
-    int ret = node_co_pwrite(s->node->file, 0, new, bytes, 0);
+    int ret = node_co_pwrite(s->node->file, at, new, bytes, 0);
     if (ret == 0)
         ret = node_co_flush(s->node->file);
     if (ret < 0) {
-        int back = node_co_pwrite(s->node->file, 0, old, bytes, 0);
+        int back = node_co_pwrite(s->node->file, at, old, bytes, 0);
         if (back == 0)
             back = node_co_flush(s->node->file);
         if (back < 0)
@@ -510,7 +511,7 @@ int coroutine_fn qcow2_co_write_header_sector(struct qcow2 *s)
                                                   : sizeof(h);
         memcpy(new, old, 512);
         memcpy(new, &h, n);
-        ret = co_replace_header(s, new, old, 512);
+        ret = co_replace_header(s, 0, new, old, 512);
     }
     free(buf);
     return ret;
@@ -559,9 +560,22 @@ static struct header_use header_use(const struct qcow2 *s, const uint8_t *cluste
     return use;
 }
 
-/* Lays out the header and its extensions in CLUSTER; the name, where it can be, not over the one in use by
- * OLD. */
-static int lay_out_header(const struct qcow2 *s, uint8_t *cluster, const struct header_use *old)
+/* Where the backing file's name, of BYTES, goes if the extensions end at AT and GAP bytes are to stay free
+ * behind them: where it is in OLD, if it is the same; or else, where that can be, not over the one in OLD. */
+static uint64_t name_place(const struct qcow2 *s, const uint8_t *old, const struct header_use *use,
+                           uint64_t at, uint64_t gap, uint64_t bytes)
+{
+    uint64_t behind = max_u64(at + gap, use->name + use->name_bytes);
+    if (use->name >= at + gap && use->name_bytes == bytes &&
+        memcmp(old + use->name, s->backing_file, bytes) == 0)
+        return use->name;
+    bool over = at + gap < use->name + use->name_bytes && use->name < at + gap + bytes;
+    return over && behind <= s->cluster_bytes && bytes <= s->cluster_bytes - behind ? behind : at + gap;
+}
+
+/* Lays out the header and its extensions in CLUSTER, with a GAP in front of the backing file's name. */
+static int lay_out_header(const struct qcow2 *s, uint8_t *cluster, const uint8_t *old,
+                          const struct header_use *use, uint64_t gap)
 {
     struct qcow2_header h = {0};
     put_fields(s, &h);
@@ -585,9 +599,10 @@ static int lay_out_header(const struct qcow2 *s, uint8_t *cluster, const struct 
         ret = append(cluster, &at, room, &end, sizeof(end));
     if (ret == 0 && s->backing_file) {
         struct qcow2_header *head = (struct qcow2_header *)(void *)cluster;
-        uint64_t bytes = strlen(s->backing_file), behind = max_u64(at, old->name + old->name_bytes);
-        if (at < old->name + old->name_bytes && old->name < at + bytes && bytes <= room - behind)
-            at = behind;
+        uint64_t bytes = strlen(s->backing_file);
+        at = name_place(s, old, use, at, gap, bytes);
+        if (at > room)
+            return -ENOSPC;
         head->backing_file_offset = be64_put(at);
         head->backing_file_size = be32_put((uint32_t)bytes);
         ret = append(cluster, &at, room, s->backing_file, bytes);
@@ -595,41 +610,48 @@ static int lay_out_header(const struct qcow2 *s, uint8_t *cluster, const struct 
     return ret;
 }
 
-/* A power cut may tear what is written anywhere between sectors. So what the new header needs behind its
- * first sector is added to what the old one needs there, then the first sector decides, then the rest goes.
- * Only where both need the same place is it one write of all. */
+/* A power cut may tear what is written anywhere between sectors. So what the new header needs where the old
+ * one needs nothing is added first, then the one sector decides in which both need the same place for
+ * something else, then the rest goes. Only where they do so in several sectors it is one write of all. */
 static int coroutine_fn co_write_header_in_steps(struct qcow2 *s, uint8_t *cluster, uint8_t *old,
                                                  uint8_t *both, const struct header_use *old_use)
 {
     struct header_use new_use = header_use(s, cluster);
-    uint64_t tail = s->cluster_bytes - 512;
+    uint64_t decides = 0;
+    bool found = false;
     for (uint64_t i = 0; i < s->cluster_bytes; i++) {
-        bool new = is_used(&new_use, i);
-        if (i >= 512 && new &&is_used(old_use, i) && cluster[i] != old[i])
-            return co_replace_header(s, cluster, old, s->cluster_bytes);
-        both[i] = new ? cluster[i] : old[i];
+        bool new = is_used(&new_use, i), differ = new &&is_used(old_use, i) && cluster[i] != old[i];
+        if (differ && found && i / 512 != decides)
+            return co_replace_header(s, 0, cluster, old, s->cluster_bytes);
+        if (differ) {
+            decides = i / 512;
+            found = true;
+        }
+        both[i] = new && !differ ? cluster[i] : old[i];
     }
     int ret = 0;
-    if (memcmp(both + 512, old + 512, tail) != 0) {
+    uint64_t at = decides * 512, from = decides ? 0 : 512;
+    if (memcmp(both + from, old + from, s->cluster_bytes - from) != 0) {
         survivor_touch(s);
-        ret = node_co_pwrite(s->node->file, 512, both + 512, tail, 0);
+        ret = node_co_pwrite(s->node->file, from, both + from, s->cluster_bytes - from, 0);
         if (ret == 0)
             ret = node_co_flush(s->node->file);
     }
     if (ret == 0)
-        ret = co_replace_header(s, cluster, old, 512);
-    if (ret == 0 && memcmp(both + 512, cluster + 512, tail) != 0) /* of no use to anybody any more */
-        (void)node_co_pwrite(s->node->file, 512, cluster + 512, tail, 0);
+        ret = co_replace_header(s, at, cluster + at, both + at, 512);
+    memcpy(both + at, cluster + at, 512);
+    if (ret == 0 && memcmp(both, cluster, s->cluster_bytes) != 0) /* of no use to anybody any more */
+        (void)node_co_pwrite(s->node->file, from, cluster + from, s->cluster_bytes - from, 0);
     return ret;
 }
 
-int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
+static int coroutine_fn co_write_header(struct qcow2 *s, uint64_t gap)
 {
     uint8_t *cluster = qcow2_buffer_get(s), *old = qcow2_buffer_get(s), *both = qcow2_buffer_get(s);
     int ret = cluster && old && both ? node_co_pread(s->node->file, 0, old, s->cluster_bytes) : -ENOMEM;
     if (ret == 0) {
         struct header_use use = header_use(s, old);
-        ret = lay_out_header(s, cluster, &use);
+        ret = lay_out_header(s, cluster, old, &use, gap);
         if (ret == 0)
             ret = co_write_header_in_steps(s, cluster, old, both, &use);
     }
@@ -637,6 +659,16 @@ int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
     qcow2_buffer_put(s, old);
     qcow2_buffer_put(s, both);
     return ret;
+}
+
+int coroutine_fn qcow2_co_write_header(struct qcow2 *s)
+{
+    return co_write_header(s, 0);
+}
+
+int coroutine_fn qcow2_co_make_ext_room(struct qcow2 *s, uint64_t bytes)
+{
+    return s->backing_file ? co_write_header(s, bytes) : 0;
 }
 
 int coroutine_fn qcow2_co_set_features(struct qcow2 *s, uint64_t incompatible, uint64_t autoclear)

@@ -312,6 +312,9 @@ static inline void qcow2_unlock(struct qcow2 *s)
 int coroutine_fn qcow2_co_read_header(struct qcow2 *s, const struct open_options *options, struct error *err);
 /* Writes the header and its extensions anew from the state. Caller holds header_lock. */
 int coroutine_fn qcow2_co_write_header(struct qcow2 *s);
+/* The same, with room for BYTES of extensions more in front of the backing file's name: so that adding them
+ * moves nothing, and a power cut can leave nothing in between. */
+int coroutine_fn qcow2_co_make_ext_room(struct qcow2 *s, uint64_t bytes);
 /* Writes the fields of the header's first sector, durably; extensions stay as they are. Caller holds
  * header_lock. */
 int coroutine_fn qcow2_co_write_header_sector(struct qcow2 *s);
