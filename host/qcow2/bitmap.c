@@ -17,28 +17,9 @@
 
 #define BITMAPS_MEMORY_MAX (32ull << 20) /* bits of all bitmaps together, in bytes */
 
-struct bitmap {
-    char *name;
-    uint64_t entry_offset; /* of the directory entry, in the file */
-    uint64_t table_offset;
-    uint32_t table_entries, flags;
-    uint8_t granularity_bits;
-    uint8_t *bits; /* in memory: one bit a granule; NULL: not */
-    uint64_t nb_bytes;
-    bool disabled; /* in memory because it has to change with the disk's size; writes do not set its bits */
-};
-
-struct qcow2_bitmaps {
-    struct bitmap *list;
-    unsigned count;
-    uint64_t directory_offset, directory_bytes;
-    bool followed; /* atomic: bits are kept */
-};
-
 static uint64_t bytes_needed(const struct qcow2 *s, unsigned granularity_bits)
 {
-    uint64_t granules = (s->size >> granularity_bits) + ((s->size & ((1ull << granularity_bits) - 1)) != 0);
-    return (granules + 7) / 8;
+    return (qcow2_bitmap_granules(s, granularity_bits) + 7) / 8;
 }
 
 /* One directory entry at AT, with LEFT bytes to the directory's end; *STEP is its length. K4 */
@@ -231,6 +212,13 @@ int coroutine_fn qcow2_co_bitmaps(struct node *node, struct qcow2_bitmap_info **
 
 /* ---- following the disk ---- */
 
+bool qcow2_bitmap_entry_is_right(const struct qcow2 *s, uint64_t entry)
+{
+    uint64_t offset = entry & QCOW2_BITMAP_OFFSET_MASK;
+    return !(entry & QCOW2_BITMAP_RESERVED_MASK) && !(offset & (s->cluster_bytes - 1)) &&
+           !(offset && (entry & QCOW2_BITMAP_ALL_ONES)) && offset < s->file_bytes;
+}
+
 /* A bitmap's bits, from its table. */
 static int coroutine_fn co_load(struct qcow2 *s, struct bitmap *bitmap)
 {
@@ -244,8 +232,7 @@ static int coroutine_fn co_load(struct qcow2 *s, struct bitmap *bitmap)
     ret = bits ? 0 : -ENOMEM;
     for (uint32_t i = 0; i < bitmap->table_entries && ret == 0; i++) {
         uint64_t offset = table[i] & QCOW2_BITMAP_OFFSET_MASK, n = s->cluster_bytes;
-        if ((table[i] & QCOW2_BITMAP_RESERVED_MASK) || (offset & (n - 1)) ||
-            (offset && (table[i] & QCOW2_BITMAP_ALL_ONES)) || offset >= s->file_bytes)
+        if (!qcow2_bitmap_entry_is_right(s, table[i]))
             ret = -EIO;
         else if (offset)
             ret = node_co_pread(s->node->file, offset, bits + i * n, n);
@@ -315,7 +302,8 @@ int coroutine_fn qcow2_bitmaps_co_prepare_write(struct qcow2 *s, uint64_t *autoc
             return ret;
         any = true;
     }
-    __atomic_store_n(&b->followed, memory != 0, __ATOMIC_RELEASE);
+    if (memory)
+        __atomic_store_n(&b->followed, true, __ATOMIC_RELEASE);
     return any ? node_co_flush(s->node->file) : 0;
 }
 
@@ -458,8 +446,7 @@ static int coroutine_fn co_write_moved(struct qcow2 *s, struct moving *m)
     return ret == 0 ? qcow2_co_writeback_keep(s) : ret;
 }
 
-/* Where the bitmaps extension's data lie in the file; 0: not where they should be. */
-static uint64_t coroutine_fn co_find_extension(struct qcow2 *s, const struct qcow2_ext *ext)
+uint64_t coroutine_fn qcow2_bitmaps_co_find_extension(struct qcow2 *s, const struct qcow2_ext *ext)
 {
     uint64_t at = s->header_length;
     uint8_t there[sizeof(struct qcow2_bitmaps_extension)];
@@ -484,7 +471,7 @@ static int coroutine_fn co_name_directory(struct qcow2 *s, uint64_t host)
 {
     co_mutex_lock(&s->header_lock);
     struct qcow2_ext *ext = qcow2_find_ext(s, QCOW2_EXT_BITMAPS);
-    uint64_t at = ext ? co_find_extension(s, ext) : 0;
+    uint64_t at = ext ? qcow2_bitmaps_co_find_extension(s, ext) : 0;
     int ret = at ? 0 : -EIO;
     if (ret == 0) {
         struct qcow2_bitmaps_extension *h = (void *)ext->data;
@@ -562,11 +549,6 @@ static int coroutine_fn co_move_directory(struct qcow2 *s)
 
 /* ---- storing ---- */
 
-static bool all_bytes(const uint8_t *bytes, uint64_t n, uint8_t value)
-{
-    return n == 0 || (bytes[0] == value && memcmp(bytes, bytes + 1, n - 1) == 0);
-}
-
 /* Data clusters first, then, when they are counted durably, the table. */
 static int coroutine_fn co_store(struct qcow2 *s, struct bitmap *bitmap)
 {
@@ -579,7 +561,7 @@ static int coroutine_fn co_store(struct qcow2 *s, struct bitmap *bitmap)
         uint64_t old = table[i] & QCOW2_BITMAP_OFFSET_MASK, host = old;
         const uint8_t *bits = bitmap->bits + i * n;
         uint64_t used = min_u64(n, bitmap->nb_bytes - i * n);
-        bool zero = all_bytes(bits, used, 0), ones = all_bytes(bits, used, 0xff);
+        bool zero = qcow2_all_bytes(bits, used, 0), ones = qcow2_all_bytes(bits, used, 0xff);
         if (zero || ones) {
             table[i] = ones ? QCOW2_BITMAP_ALL_ONES : 0;
             if (old) {

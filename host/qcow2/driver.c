@@ -27,6 +27,7 @@ static int coroutine_fn co_read_tables(struct qcow2 *s, const struct open_option
         if (ret < 0)
             return ret;
         s->on_snapshot = true;
+        s->active_size = s->size;
         l1_offset = snapshot->l1_offset;
         l1_size = snapshot->l1_size;
         s->size = snapshot->disk_bytes;

@@ -243,7 +243,8 @@ struct qcow2 {
     struct qcow2_snapshot *snapshots;
     uint32_t nb_snapshots;
     uint64_t snapshots_offset, snapshots_bytes;
-    bool on_snapshot; /* opened to read one: l1 is that snapshot's */
+    bool on_snapshot;     /* opened to read one: l1 and size are that snapshot's */
+    uint64_t active_size; /* then: what the header says */
 
     struct survivor *survivor; /* NULL: metadata does not survive the process */
     struct qcow2_crypto *crypto;
