@@ -75,7 +75,7 @@ tools: $(TOOLS)
 fuzz: $(FUZZ)
 
 # Which units run again under which sanitizer. A unit of one thread has no races to find.
-UNIT_NO_TSAN += qcow2_test qcow2_race_test qcow2_errors_test qcow2_bitmap_errors_test qcow2_power_test qcow2_large_test \
+UNIT_NO_TSAN += qcow2_test qcow2_race_test qcow2_errors_test qcow2_bitmap_errors_test qcow2_bitmap_copy_test qcow2_power_test qcow2_large_test \
                 virtio_blk_queue_test virtio_blk_config_test virtqueue_split_test virtqueue_packed_test multireq_test \
                 ring_inflight_test virtio_blk_test virtio_blk_service_test virtio_blk_hostile_test virtio_blk_memory_test zoned_test zoned_restart_test audit_test
 UNIT_NO_TSAN += running_test vblk_barrier_test vblk_answer_test vblk_io_test vblk_start_test vblk_ring_test vblk_hostile_test vblk_transport_test

@@ -37,7 +37,7 @@ struct img_options {
     const char *start_offset, *max_length, *sparse, *coroutines, *rate;
     bool quiet, progress, force_share, backing_chain, strict, unsafe, shrink, compressed, no_create, list,
         drop;
-    bool target_is_zero, out_of_order, salvage, help;
+    bool target_is_zero, out_of_order, salvage, bitmaps, skip_broken_bitmaps, help;
     char **names; /* what is not an option */
     unsigned name_count;
 };
@@ -125,6 +125,8 @@ struct img_new {
     const char *secret_file;
     bool secret_is_its_own; /* it is not there for the source of a conversion */
     uint64_t size_needed;   /* fewer bytes will not do */
+    bool size_is_fixed;     /* more will not, either: there are bitmaps of a disk of this size */
+    bool bitmaps;           /* there will be some in it, maybe */
     bool compressed;        /* every cluster will be written compressed */
     bool unbacked;          /* a backing file will not do: what is converted are several images in a row */
     bool backed;            /* result */

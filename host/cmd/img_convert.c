@@ -41,6 +41,7 @@ struct conversion {
     unsigned write_flags;
     struct throttle throttle;
     uint64_t cluster_bytes; /* with -c: of the target */
+    bool has_bitmaps;       /* with --bitmaps: there are some to be copied */
 
     struct co_mutex cursor_lock; /* held while the next piece is found out */
     uint64_t cursor;
@@ -308,6 +309,39 @@ static int coroutine_fn open_sources(struct conversion *c)
     return 0;
 }
 
+/* With --bitmaps: can those of the source be copied? What cannot is said. */
+static int coroutine_fn check_bitmaps(struct conversion *c)
+{
+    const struct img_options *options = c->options;
+    const char *path = options->names[0];
+    struct node *source = c->sources[0].node;
+    struct qcow2_bitmap_info *list;
+    struct error err = {""};
+    size_t count;
+    if (!options->bitmaps)
+        return 0;
+    int ret = qcow2_bitmaps_can_go(source, &err);
+    if (ret == 0)
+        ret = qcow2_co_bitmaps(source, &list, &count, &err);
+    if (ret < 0) {
+        img_failed(path, &err);
+        return ret;
+    }
+    for (size_t i = 0; i < count && ret == 0; i++) {
+        if (!list[i].in_use) {
+            c->has_bitmaps = true;
+        } else if (!options->skip_broken_bitmaps) {
+            log_message("%s: bitmap '%s' is inconsistent (--skip-broken-bitmaps leaves it behind)", path,
+                        list[i].name);
+            ret = -EINVAL;
+        } else if (!options->quiet) {
+            log_message("%s: bitmap '%s' is inconsistent: it stays behind", path, list[i].name);
+        }
+    }
+    free(list);
+    return ret;
+}
+
 /* Is it one of the files that NODE is made of: the image, its data file, one below it? */
 static bool is_made_of(const struct node *node, dev_t device, ino_t inode)
 {
@@ -361,6 +395,8 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
             .size_needed = c->total,
             .compressed = options->compressed,
             .unbacked = options->name_count > 2,
+            .bitmaps = options->bitmaps,
+            .size_is_fixed = c->has_bitmaps,
         };
         if (img_co_make(&image, options, true, &err) < 0) {
             img_failed(path, &err);
@@ -387,6 +423,10 @@ static int coroutine_fn open_target(struct conversion *c, const char *path)
         log_message("%s: has %" PRIu64 " bytes, fewer than the source's %" PRIu64, path,
                     node_length(c->target), c->total);
         return -ENOSPC;
+    }
+    if (options->bitmaps && qcow2_bitmaps_fit(c->sources[0].node, c->target, &err) < 0) {
+        img_failed(path, &err);
+        return -EINVAL;
     }
     c->target_is_zero = options->target_is_zero;
     if (!options->no_create)
@@ -430,6 +470,14 @@ static int read_numbers(struct conversion *c, unsigned *workers)
         log_message("--target-is-zero only makes sense with -n");
         return CMD_EXIT_USAGE;
     }
+    if (options->skip_broken_bitmaps && !options->bitmaps) {
+        log_message("--skip-broken-bitmaps only makes sense with --bitmaps");
+        return CMD_EXIT_USAGE;
+    }
+    if (options->bitmaps && options->name_count > 2) {
+        log_message("--bitmaps goes with one source only");
+        return CMD_EXIT_USAGE;
+    }
     if (options->backing_file && options->name_count > 2) {
         log_message("-B goes with one source only: several in a row have no backing file in common");
         return CMD_EXIT_USAGE;
@@ -463,7 +511,19 @@ static int check_target(const struct img_options *options, const char *path)
         log_message("%s: -c compresses clusters of qcow2 images only (-O qcow2)", path);
         return CMD_EXIT_FAILED;
     }
+    if (options->bitmaps && (format ? strcmp(format, "raw") == 0 : !options->no_create)) {
+        log_message("%s: only qcow2 images can have bitmaps (-O qcow2)", path);
+        return CMD_EXIT_FAILED;
+    }
     return 0;
+}
+
+/* When all data is there: no write sets a bit any more. */
+static int coroutine_fn copy_bitmaps(struct conversion *c, const char *path)
+{
+    struct error err = {""};
+    int ret = c->has_bitmaps ? qcow2_co_copy_bitmaps(c->sources[0].node, c->target, &err) : 0;
+    return ret < 0 ? img_failed(path, &err) : CMD_EXIT_OK;
 }
 
 int coroutine_fn img_co_convert(const struct img_options *options)
@@ -484,7 +544,7 @@ int coroutine_fn img_co_convert(const struct img_options *options)
         free(c);
         return ret;
     }
-    if (open_sources(c) < 0 || open_target(c, path) < 0)
+    if (open_sources(c) < 0 || check_bitmaps(c) < 0 || open_target(c, path) < 0)
         goto out;
     img_progress_begin(&c->progress, options->progress && !options->quiet);
     ret = img_co_workers(workers, work, c);
@@ -496,7 +556,7 @@ int coroutine_fn img_co_convert(const struct img_options *options)
     if (c->error < 0)
         say_failed(c, path);
     else
-        status = CMD_EXIT_OK;
+        status = copy_bitmaps(c, path);
 
 out:
     if (img_co_close(c->target) < 0)

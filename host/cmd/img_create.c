@@ -188,6 +188,8 @@ static int check_creation(const struct img_creation *c, const struct img_new *im
     int ret = img_check_format(q->backing_format, err);
     if (ret < 0)
         return error_prefix(err, ret, "backing file");
+    if (image->bitmaps && (c->raw || q->version == 2))
+        return error_set(err, -ENOTSUP, "only qcow2 images of compat 1.1 can have bitmaps (--bitmaps)");
     return image->compressed ? check_compressed(q, err) : 0;
 }
 
@@ -216,6 +218,10 @@ static int settle_size(struct img_creation *c, const struct img_new *image, uint
     if (size < image->size_needed)
         return error_set(err, -ENOSPC, "-o size: %" PRIu64 " bytes are fewer than the source's %" PRIu64,
                          size, image->size_needed);
+    if (image->size_is_fixed && size != image->size_needed)
+        return error_set(err, -ENOTSUP,
+                         "-o size: bitmaps of a disk of %" PRIu64 " bytes do not fit one of %" PRIu64,
+                         image->size_needed, size);
     c->qcow2.size = size;
     return 0;
 }

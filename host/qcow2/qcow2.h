@@ -114,6 +114,18 @@ struct qcow2_bitmap_info {
 int coroutine_fn qcow2_co_bitmaps(struct node *node, struct qcow2_bitmap_info **list, size_t *count,
                                   struct error *err);
 
+/* The following copy the bitmaps that are not in_use. A source that is open at a snapshot has those of its
+ * disk, if the snapshot is as large. ERR is about SOURCE: not every image has bitmaps, or such that another
+ * image can have. Any thread. */
+int qcow2_bitmaps_can_go(struct node *source, struct error *err);
+/* ERR is about TARGET: it cannot have bitmaps, those of a disk of this size, or so many, or has one of the
+ * same name. Any thread. */
+int qcow2_bitmaps_fit(struct node *source, struct node *target, struct error *err);
+/* Puts them into TARGET as well, where they record or do not record writes from then on, as in SOURCE. After
+ * an error TARGET has the bitmaps that it had. Nobody else changes TARGET in another way than by writing
+ * guest data. */
+int coroutine_fn qcow2_co_copy_bitmaps(struct node *source, struct node *target, struct error *err);
+
 /* ---- check ---- */
 
 #define QCOW2_FIX_LEAKS  1u /* check -r leaks */

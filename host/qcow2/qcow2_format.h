@@ -23,6 +23,8 @@
 #define QCOW2_MAX_BACKING_NAME         1023u
 #define QCOW2_MAX_BITMAPS              65535u
 #define QCOW2_MAX_BITMAP_DIR_BYTES     (64u << 20)
+#define QCOW2_MAX_BITMAP_BYTES         (512ull << 20) /* QEMU's */
+#define QCOW2_MAX_BITMAP_NAME          1023u
 #define QCOW2_V2_HEADER_BYTES          72u
 #define QCOW2_V3_HEADER_BYTES          104u
 

@@ -87,21 +87,23 @@ int coroutine_fn qcow2_co_writer_begin(struct qcow2 *s)
         return -EPERM;
     if (s->data_missing)
         return -EIO;
-    if (!__atomic_load_n(&s->prepared, __ATOMIC_ACQUIRE)) {
-        int ret = qcow2_co_prepare_write(s);
-        if (ret < 0)
-            return ret;
-    }
     for (;;) {
         /* Sequentially consistent, as is the store in qcow2_co_quiesce: one of us sees the other. */
         __atomic_fetch_add(&s->writers, 1, __ATOMIC_SEQ_CST);
-        if (!__atomic_load_n(&s->quiesced, __ATOMIC_SEQ_CST))
+        bool held_back = __atomic_load_n(&s->quiesced, __ATOMIC_SEQ_CST);
+        if (!held_back && __atomic_load_n(&s->prepared, __ATOMIC_ACQUIRE))
             break;
         qcow2_co_writer_end(s);
-        qcow2_lock(s);
-        while (__atomic_load_n(&s->quiesced, __ATOMIC_RELAXED))
-            co_queue_wait(&s->quiesce_waiters, &s->lock);
-        qcow2_unlock(s);
+        if (held_back) {
+            qcow2_lock(s);
+            while (__atomic_load_n(&s->quiesced, __ATOMIC_RELAXED))
+                co_queue_wait(&s->quiesce_waiters, &s->lock);
+            qcow2_unlock(s);
+        } else {
+            int ret = qcow2_co_prepare_write(s);
+            if (ret < 0)
+                return ret;
+        }
     }
     int broken = qcow2_io_error(s);
     if (broken)
