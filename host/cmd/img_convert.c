@@ -315,9 +315,9 @@ static int coroutine_fn check_bitmaps(struct conversion *c)
     const struct img_options *options = c->options;
     const char *path = options->names[0];
     struct node *source = c->sources[0].node;
-    struct qcow2_bitmap_info *list;
+    struct qcow2_bitmap_info *list = NULL;
     struct error err = {""};
-    size_t count;
+    size_t count = 0;
     if (!options->bitmaps)
         return 0;
     int ret = qcow2_bitmaps_can_go(source, &err);

@@ -39,13 +39,13 @@ static uint64_t entry_bytes(const struct bitmap *bitmap)
 /* How many bitmaps of S are copied, and how long a directory of them is. */
 static unsigned count_copied(const struct qcow2 *s, uint64_t *bytes)
 {
+    const struct qcow2_bitmaps *b = s->bitmaps;
     unsigned count = 0;
     *bytes = 0;
-    for (unsigned i = 0; i < qcow2_bitmaps_count(s); i++) {
-        const struct bitmap *bitmap = &s->bitmaps->list[i];
-        if (!is_copied(bitmap))
+    for (unsigned i = 0; b && i < b->count; i++) {
+        if (!is_copied(&b->list[i]))
             continue;
-        *bytes += entry_bytes(bitmap);
+        *bytes += entry_bytes(&b->list[i]);
         count++;
     }
     return count;
@@ -67,12 +67,14 @@ static int find_double(const struct qcow2 *from, const struct qcow2 *to, const c
     *name = NULL;
     if (!names)
         return -ENOMEM;
-    for (unsigned i = 0; i < qcow2_bitmaps_count(from); i++) {
-        if (is_copied(&from->bitmaps->list[i]))
-            names[count++] = from->bitmaps->list[i].name;
+    const struct qcow2_bitmaps *b = from->bitmaps;
+    for (unsigned i = 0; b && i < b->count; i++) {
+        if (is_copied(&b->list[i]))
+            names[count++] = b->list[i].name;
     }
-    for (unsigned i = 0; to && i < qcow2_bitmaps_count(to); i++)
-        names[count++] = to->bitmaps->list[i].name;
+    b = to ? to->bitmaps : NULL;
+    for (unsigned i = 0; b && i < b->count; i++)
+        names[count++] = b->list[i].name;
     qsort(names, count, sizeof(*names), compare_names);
     for (size_t i = 1; i < count && !*name; i++) {
         if (strcmp(names[i - 1], names[i]) == 0)
@@ -218,7 +220,7 @@ static int coroutine_fn co_copy_cluster(struct copy *c, const struct bitmap *bit
     return ret == 0 ? node_co_pwrite(to->node->file, *entry, bits, n, 0) : ret;
 }
 
-/* Nothing in the file refers to it. What cannot be read is leaked. */
+/* What a table leads to that nothing refers to. */
 static void coroutine_fn co_give_back_table(struct qcow2 *s, const uint64_t *table, uint64_t entries)
 {
     for (uint64_t i = 0; i < entries; i++) {
@@ -241,23 +243,21 @@ static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitm
         return ret;
     uint64_t *table = calloc(entries, sizeof(*table));
     uint8_t *bits = qcow2_buffer_get(to);
-    ret = table && bits ? 0 : -ENOMEM;
+    *copy = (struct bitmap){.name = strdup(bitmap->name),
+                            .table_entries = (uint32_t)entries,
+                            .flags = bitmap->flags & QCOW2_BITMAP_AUTO,
+                            .granularity_bits = bitmap->granularity_bits,
+                            .nb_bytes = bitmap->nb_bytes};
+    ret = table && bits && copy->name ? 0 : -ENOMEM;
     for (; done < entries && ret == 0; done++)
         ret = co_copy_cluster(c, bitmap, from_table, done, bits, &table[done]);
     if (ret == 0)
         ret = qcow2_co_alloc_contiguous(to, clusters_of(to, entries * 8), &host, NULL);
     if (ret == 0)
         ret = qcow2_co_write_table(to, table, entries, host);
-    if (ret == 0)
-        *copy = (struct bitmap){.name = strdup(bitmap->name),
-                                .table_offset = host,
-                                .table_entries = (uint32_t)entries,
-                                .flags = bitmap->flags & QCOW2_BITMAP_AUTO,
-                                .granularity_bits = bitmap->granularity_bits,
-                                .nb_bytes = bitmap->nb_bytes};
-    if (ret == 0 && !copy->name)
-        ret = -ENOMEM;
+    copy->table_offset = host;
     if (ret < 0) {
+        free(copy->name);
         co_give_back_table(to, table, done);
         if (host)
             qcow2_co_unalloc(to, host, clusters_of(to, entries * 8));
@@ -288,6 +288,7 @@ static int coroutine_fn co_copy_all(struct copy *c, struct error *err)
     return 0;
 }
 
+/* All of it. What a table that cannot be read leads to is leaked. */
 static void coroutine_fn co_give_back(struct copy *c)
 {
     struct qcow2 *s = c->to;
@@ -440,8 +441,8 @@ static int coroutine_fn co_copy(struct copy *c, struct error *err)
     uint64_t bytes;
     unsigned count = count_copied(c->from, &bytes), old = qcow2_bitmaps_count(s);
     struct qcow2_bitmaps *fresh = s->bitmaps ? NULL : calloc(1, sizeof(*fresh));
-    struct bitmap *list = calloc(old + count, sizeof(*list));
-    c->added = calloc(count, sizeof(*c->added));
+    struct bitmap *list = calloc((size_t)old + count + 1, sizeof(*list));
+    c->added = calloc((size_t)count + 1, sizeof(*c->added));
     if (!c->added || !list || (!s->bitmaps && !fresh)) {
         free(fresh);
         free(list);
