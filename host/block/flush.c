@@ -3,6 +3,9 @@
  * generation. A flush covers the generation that it saw when it began; one at a time runs on a node, and who
  * finds, when it is over, that it covered all of one's own writes is done without another.
  *
+ * What was there when the node was opened is a generation of its own: a process that was killed may have
+ * written it, and answered, and the guest's flush comes to its successor.
+ *
  * What always holds: generations are summed under flush_guard, so a later sum is a sum of later counts. A
  * flush of a protocol node that failed is an error to all later ones until the node is closed: the kernel
  * reports lost data once and may have dropped it, so a later fdatasync that succeeds proves nothing. Durable
@@ -12,6 +15,12 @@
 #include "host/block/node.h"
 #include "host/runtime/trace.h"
 
+/* Under flush_guard. */
+static uint64_t write_generation(const struct node *node)
+{
+    return 1 + inflight_write_gen(&node->inflight);
+}
+
 int coroutine_fn node_co_flush(struct node *node)
 {
     if (!node->grows)
@@ -19,7 +28,7 @@ int coroutine_fn node_co_flush(struct node *node)
     if (node->read_only || node->unsafe)
         return 0;
     spin_lock(&node->flush_guard);
-    uint64_t mine = inflight_write_gen(&node->inflight);
+    uint64_t mine = write_generation(node);
     while (node->flush_active && node->flushed_gen < mine && !node->flush_error)
         co_queue_wait_spin(&node->flush_waiters, &node->flush_guard);
     if (node->flush_error || node->flushed_gen >= mine) {
@@ -28,7 +37,7 @@ int coroutine_fn node_co_flush(struct node *node)
         return error;
     }
     node->flush_active = true;
-    uint64_t covered = inflight_write_gen(&node->inflight);
+    uint64_t covered = write_generation(node);
     spin_unlock(&node->flush_guard);
 
     int ret = node->driver->co_flush ? node->driver->co_flush(node) : 0;

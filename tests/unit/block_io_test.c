@@ -347,9 +347,20 @@ static void the_serialising_flag_keeps_overlapping_requests_apart(void **state)
 static void a_flush_with_nothing_to_flush_costs_nothing(void **state)
 {
     disk_up((struct fake_disk){0});
-    assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), 0);
-    assert_int_equal(disk.calls[FAKE_FLUSH], 0);
     assert_int_equal(run(FAKE_WRITE, 0, 512, 'a', 0), 0);
+    assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), 0);
+    assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), 0);
+    assert_int_equal(disk.calls[FAKE_FLUSH], 1);
+    disk_down();
+}
+
+static void the_first_flush_is_for_what_a_killed_process_wrote(void **state)
+{
+    disk_up((struct fake_disk){0});
+    disk.error[FAKE_FLUSH] = -EIO;
+    assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), -EIO);
+    disk_down();
+    disk_up((struct fake_disk){0});
     assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), 0);
     assert_int_equal(run(FAKE_FLUSH, 0, 0, 0, 0), 0);
     assert_int_equal(disk.calls[FAKE_FLUSH], 1);
@@ -716,6 +727,7 @@ int main(void)
         CASE(two_serialising_requests_that_cross_do_not_wait_for_each_other_for_ever),
         CASE(the_serialising_flag_keeps_overlapping_requests_apart),
         CASE(a_flush_with_nothing_to_flush_costs_nothing),
+        CASE(the_first_flush_is_for_what_a_killed_process_wrote),
         CASE(flushes_that_come_together_share),
         CASE(a_flush_does_not_share_one_that_began_before_its_write_ended),
         CASE(a_failed_flush_of_a_file_stays_an_error),
