@@ -77,36 +77,40 @@ static int check_state(struct qcow2 *s, const struct open_options *options, stru
     return 0;
 }
 
-static int coroutine_fn co_open_below(struct qcow2 *s, const struct open_options *options, struct error *err)
+static int coroutine_fn co_open_data_file(struct qcow2 *s, const struct open_options *options,
+                                          struct error *err)
 {
     struct node *node = s->node;
-    int ret = 0;
-    if (s->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
-        if (s->nb_snapshots)
-            return error_set(err, -EINVAL, "an image with an external data file cannot have snapshots");
-        if (!options->no_io) {
-            ret = node_co_open_data_file(node, s->data_file_name, options, &node->data_file, err);
-            if (ret < 0)
-                return ret;
-            s->data = node->data_file;
-            if (node->file->host && s->data->host && node->file->host->device == s->data->host->device &&
-                node->file->host->inode == s->data->host->inode)
-                return error_set(err, -EINVAL, "external data file '%s' is the image itself",
-                                 s->data_file_name);
-        } else {
-            s->data_missing = true;
-        }
-    }
-    if (s->backing_file && !options->no_backing && !options->no_io) {
-        if (!s->backing_format)
-            return error_set(
-                err, -EINVAL,
-                "backing file '%s' has no format in the header: it will not be guessed (set it: ringside-img "
-                "rebase -u -b FILE -F FORMAT)",
-                s->backing_file);
-        ret = node_co_open_backing(node, s->backing_file, s->backing_format, options, &node->backing, err);
-    }
-    return ret;
+    if (!(s->incompatible & QCOW2_INCOMPAT_DATA_FILE))
+        return 0;
+    if (s->nb_snapshots)
+        return error_set(err, -EINVAL, "an image with an external data file cannot have snapshots");
+    s->data_missing = options->no_io;
+    if (options->no_io)
+        return 0;
+    int ret = node_co_open_data_file(node, s->data_file_name, options, &node->data_file, err);
+    if (ret < 0)
+        return ret;
+    s->data = node->data_file;
+    if (node->file->host && s->data->host && node->file->host->device == s->data->host->device &&
+        node->file->host->inode == s->data->host->inode)
+        return error_set(err, -EINVAL, "external data file '%s' is the image itself", s->data_file_name);
+    return 0;
+}
+
+static int coroutine_fn co_open_backing(struct qcow2 *s, const struct open_options *options,
+                                        struct error *err)
+{
+    struct node *node = s->node;
+    if (!s->backing_file || options->no_backing || options->no_io)
+        return 0;
+    if (!s->backing_format)
+        return error_set(
+            err, -EINVAL,
+            "backing file '%s' has no format in the header: it will not be guessed (set it: ringside-img "
+            "rebase -u -b FILE -F FORMAT)",
+            s->backing_file);
+    return node_co_open_backing(node, s->backing_file, s->backing_format, options, &node->backing, err);
 }
 
 static void free_state(struct qcow2 *s)
@@ -154,6 +158,8 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
     int ret = qcow2_co_read_header(s, options, err);
     if (ret == 0)
         ret = check_state(s, options, err);
+    if (ret == 0)
+        ret = co_open_data_file(s, options, err);
     if (ret == 0 && options->survive_dir && !s->read_only && !options->check_only && !options->no_io)
         ret = survivor_co_recover(s, options->survive_dir, err);
     if (ret == 0)
@@ -165,7 +171,7 @@ static int coroutine_fn qcow2_co_open(struct node *node, const struct open_optio
     if (ret == 0 && qcow2_overlap_build(s) < 0)
         ret = error_set(err, -ENOMEM, "out of memory");
     if (ret == 0)
-        ret = co_open_below(s, options, err);
+        ret = co_open_backing(s, options, err);
     if (ret == 0 && s->crypt_method != QCOW2_CRYPT_NONE)
         ret = qcow2_crypto_co_open(s, options, err);
     if (ret == 0)

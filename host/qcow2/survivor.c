@@ -372,11 +372,14 @@ static int coroutine_fn co_write_log(const struct leftover *o, bool reftable)
     return 0;
 }
 
-/* The order of writeback.c. */
+/* The order of writeback.c. What L2 entries name was written by the process that was killed, and is as little
+ * on the disk as what is written here. */
 static int coroutine_fn co_write_leftover(const struct leftover *o, unsigned *slices)
 {
-    struct node *file = o->s->node->file;
+    struct node *file = o->s->node->file, *data = o->s->data;
     int ret = co_write_part(o, true, slices);
+    if (ret == 0 && data != file)
+        ret = node_co_flush(data);
     if (ret == 0)
         ret = node_co_flush(file);
     if (ret == 0)

@@ -18,6 +18,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host/aio/aio.h"
+#include "host/aio/posix_file.h"
 #include "host/block/inject.h"
 #include "host/block/node.h"
 #include "host/qcow2/qcow2_state.h"
@@ -251,6 +253,67 @@ static void finds_no_memory(void *arg)
     check(strstr(err.text, "what a killed process left in ") != NULL, err.text);
 }
 
+static void creates_with_data_file(void *arg)
+{
+    struct qcow2_create_options options = {
+        .size = 64 * CLUSTER, .cluster_bytes = CLUSTER, .data_file = "data"};
+    struct error err = {""};
+
+    check(qcow2_co_create(image, &options, &err) == 0, err.text);
+}
+
+/* What is done to the files: W a write to the image, S an fdatasync of it; w, s: the same of its data file.
+ */
+static char did[64];
+static int data_fd = -1;
+static int64_t (*really_submit)(struct aio_request *request);
+
+static int64_t coroutine_fn notes_and_submits(struct aio_request *request)
+{
+    static const char letters[2][3] = {{[AIO_OP_READ] = 'R', [AIO_OP_WRITE] = 'W', [AIO_OP_FDATASYNC] = 'S'},
+                                       {[AIO_OP_READ] = 'r', [AIO_OP_WRITE] = 'w', [AIO_OP_FDATASYNC] = 's'}};
+    size_t n = strlen(did);
+
+    if (request->op != AIO_OP_READ && n < sizeof(did) - 1)
+        did[n] = letters[request->fd == data_fd][request->op];
+    return really_submit(request);
+}
+
+static int opens_noting(const char *path, unsigned flags, enum aio_kind aio, struct host_file **file,
+                        struct error *err)
+{
+    struct posix_file *posix;
+    int ret;
+
+    host_file_set_opener(NULL);
+    ret = host_file_open(path, flags, aio, file, err);
+    host_file_set_opener(opens_noting);
+    if (ret < 0)
+        return ret;
+    posix = (struct posix_file *)*file;
+    really_submit = posix->co_submit;
+    posix->co_submit = notes_and_submits;
+    if (strcmp(path, image) != 0)
+        data_fd = posix->fd;
+    return 0;
+}
+
+/* Before the first L2 entry is written, is what it names on the disk? */
+static void looks_at_the_order(void *arg)
+{
+    struct node *node;
+    const char *written, *synced, *data_synced;
+
+    host_file_set_opener(opens_noting);
+    node = co_open();
+    written = strchr(did, 'W');
+    synced = strchr(did, 'S');
+    data_synced = strchr(did, 's');
+    check(co_read(node) == 'c', "writing back");
+    seen = written && synced && synced < written && (data_fd < 0 || (data_synced && data_synced < written));
+    check(node_co_close(node) == 0, "closing");
+}
+
 /* STEP in a process of its own; returns what it has seen. */
 static uint8_t run(void (*step)(void *), bool with_survivor)
 {
@@ -339,6 +402,16 @@ static void an_allocation_outlives_its_process(void **state)
     assert_int_equal(run(checks, false), 0);
 }
 
+static void its_data_is_durable_before_a_table_names_it(void **state)
+{
+    run(allocates_and_dies, true);
+    assert_int_equal(run(looks_at_the_order, true), 1);
+    unlink(image);
+    run(creates_with_data_file, false);
+    run(allocates_and_dies, true);
+    assert_int_equal(run(looks_at_the_order, true), 1);
+}
+
 static void a_write_that_failed_half_way_costs_nothing(void **state)
 {
     run(fails_half_way_and_dies, true);
@@ -383,6 +456,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(it_does_not_take_what_somebody_wrote_since, begin, end),
         cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
         cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
+        cmocka_unit_test_setup_teardown(its_data_is_durable_before_a_table_names_it, begin, end),
         cmocka_unit_test_setup_teardown(a_write_that_failed_half_way_costs_nothing, begin, end),
         cmocka_unit_test_setup_teardown(nothing_is_lost_when_the_log_is_full, begin, end),
         cmocka_unit_test_setup_teardown(what_cannot_be_read_is_not_written_over, begin, end),
