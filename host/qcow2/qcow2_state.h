@@ -311,6 +311,12 @@ static inline void qcow2_unlock(struct qcow2 *s)
 /* ---- header.c ---- */
 
 int coroutine_fn qcow2_co_read_header(struct qcow2 *s, const struct open_options *options, struct error *err);
+struct qcow2_ext *qcow2_find_ext(struct qcow2 *s, uint32_t type);
+/* Sets or (DATA NULL) removes an extension in memory. */
+int qcow2_set_ext(struct qcow2 *s, uint32_t type, const void *data, uint32_t length);
+
+/* ---- header_write.c ---- */
+
 /* Writes the header and its extensions anew from the state. Caller holds header_lock. */
 int coroutine_fn qcow2_co_write_header(struct qcow2 *s);
 /* The same, with room for BYTES of extensions more in front of the backing file's name: so that adding them
@@ -323,9 +329,6 @@ int coroutine_fn qcow2_co_write_header_sector(struct qcow2 *s);
 int coroutine_fn qcow2_co_set_features(struct qcow2 *s, uint64_t incompatible, uint64_t autoclear);
 /* What comes before the first change of an image: unknown autoclear bits cleared, dirty bit dealt with. */
 int coroutine_fn qcow2_co_prepare_write(struct qcow2 *s);
-struct qcow2_ext *qcow2_find_ext(struct qcow2 *s, uint32_t type);
-/* Sets or (DATA NULL) removes an extension in memory. */
-int qcow2_set_ext(struct qcow2 *s, uint32_t type, const void *data, uint32_t length);
 /* An impossible thing was found in the metadata: says so, marks the image corrupt if it is open for writing.
  * Returns -EIO. */
 int coroutine_fn qcow2_co_corrupt(struct qcow2 *s, const char *format, ...)
