@@ -11,6 +11,9 @@
 #   stop NAME [SIGNAL]           ends it (TERM); its status in $stopped
 #   wait_for SECONDS COMMAND...  until the command succeeds; says what it said at last if it does not
 #   listens SOCKET...            whether somebody listens there: a socket is there before that, and after its owner
+#   control SOCKET REQUEST       prints what ringside-blk answers on its control socket, a line of JSON
+#   answers SOCKET REQUEST JQ    what a jq expression makes of the answer; fails if that is null or false
+#   device_stats SOCKET JQ       what it makes of the `stats`
 #   in_memory MIB                a directory in $memory, of a tmpfs with room for so much where there is one; gone at the end
 #   done_testing                 prints the plan; exit status says whether all passed
 #
@@ -137,6 +140,25 @@ in_memory() {
     else
         memory=$(mktemp -d "$tmp/memory.XXXXXX")
     fi
+}
+
+control() {
+    python3 - "$1" "$2" <<'PY'
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(60)
+s.connect(sys.argv[1])
+s.send(sys.argv[2].encode() + b"\n")
+print(s.makefile().readline(), end="")
+PY
+}
+
+answers() {
+    control "$1" "$2" | jq -en "input | $3"
+}
+
+device_stats() {
+    answers "$1" '{"command":"stats"}' ".return | $2"
 }
 
 done_testing() {

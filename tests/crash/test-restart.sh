@@ -26,15 +26,7 @@ connected() {
 }
 
 works() { # has the device that runs now done something?
-    python3 - "$tmp/control" <<'PY'
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(b'{"command":"stats"}\n')
-queues = json.loads(s.makefile().readline())["return"]["queues"]
-sys.exit(not sum(queue["completed"] for queue in queues))
-PY
+    device_stats "$tmp/control" 'any(.queues[].completed; . > 0)'
 }
 
 # A load with the device killed and started again for some seconds, at any moment, but mostly not before the load has

@@ -36,17 +36,6 @@ sys.exit(0 if len(r) == 20 and struct.unpack("<IIIQ", r)[0:3] == (1, 5, 8) else 
 PY
 }
 
-control() { # socket, request
-    python3 - "$1" "$2" <<'PY'
-import socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(sys.argv[2].encode() + b"\n")
-print(s.makefile().readline(), end="")
-PY
-}
-
 # --- what is typed wrong: status 2
 ok "no argument: asks where the front end is" says 2 "add --socket-path=PATH or --fd=N"
 ok "no image" says 2 "no image given" --socket-path="$sock"
@@ -164,16 +153,12 @@ ok "the image is locked against a second one" says 1 "$image" --socket-path="$tm
 ok "it has no new privileges and a filter of system calls" sh -c "
     grep -q '^NoNewPrivs:.1' /proc/${started[one]}/status && grep -q '^Seccomp:.2' /proc/${started[one]}/status &&
     ! grep -L '^Seccomp:.2' /proc/${started[one]}/task/*/status | grep ."
-ok "stats are JSON" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"stats\",\"id\":1}' |
-    jq -en 'input | .id == 1 and .return.connection.connections >= 2 and .return.device.capacity == 4194304'"
-ok "resize is done and told" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"8M\"}' |
-    jq -en 'input | .return.capacity == 8388608'"
+ok "stats are JSON" answers "$tmp/control" '{"command":"stats","id":1}' '.id == 1 and .return.connection.connections >= 2 and .return.device.capacity == 4194304'
+ok "resize is done and told" answers "$tmp/control" '{"command":"resize","bytes":"8M"}' '.return.capacity == 8388608'
 ok "the file has the new size" test "$(stat -c %s "$image")" = 8388608
-ok "a command that there is not gets an error" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"jump\"}' |
-    jq -en 'input | .error | test(\"no such command\")'"
-ok "rules for a filter that is not there: what to start with" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"inject\",\"rules\":\"write\"}' |
-    jq -en 'input | .error | test(\"--inject= alone will do\")'"
-ok "a line that is no JSON gets an error" sh -c "$(declare -f control); control '$tmp/control' 'what' | jq -en 'input | .error'"
+ok "a command that there is not gets an error" answers "$tmp/control" '{"command":"jump"}' '.error | test("no such command")'
+ok "rules for a filter that is not there: what to start with" answers "$tmp/control" '{"command":"inject","rules":"write"}' '.error | test("--inject= alone will do")'
+ok "a line that is no JSON gets an error" answers "$tmp/control" 'what' .error
 stop one
 ok "SIGTERM ends it with 0" test "$stopped" = 0
 ok "its sockets are gone" sh -c "! test -e '$sock' && ! test -e '$tmp/control'"
@@ -181,9 +166,9 @@ ok "it had nothing to complain about" test ! -s "$tmp/one.log"
 
 start two "$blk" --socket-path="$sock" --control="$tmp/control" --blk-file="$image" --sandbox=off --inject=
 wait_for 60 up "$tmp/control"
-ok "--inject= has put the filter in place: rules can come" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"inject\",\"rules\":\"truncate\"}' | jq -en 'input | .return'"
-ok "... and act" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"9M\"}' | jq -en 'input | .error | test(\"injected\")'"
-ok "quit is answered" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"quit\"}' | jq -en 'input | .return'"
+ok "--inject= has put the filter in place: rules can come" answers "$tmp/control" '{"command":"inject","rules":"truncate"}' .return
+ok "... and act" answers "$tmp/control" '{"command":"resize","bytes":"9M"}' '.error | test("injected")'
+ok "quit is answered" answers "$tmp/control" '{"command":"quit"}' .return
 wait "${started[two]}"
 ok "quit ends it with 0" test $? = 0
 unset 'started[two]'
@@ -198,7 +183,7 @@ start before "$blk" --socket-path="$sock" --control="$tmp/control" --throttle=io
 wait_for 60 up "$tmp/control"
 start bench timeout 300 "$bin/ringside" bench --device="$sock" --inflight=on --reconnect=on --client=sleep --qd=1 --ramp=0 \
     --ops=20000 --runtime=250
-at_work() { control "$tmp/control" '{"command":"stats"}' | jq -en 'input | .return.operations.read.operations >= 40'; }
+at_work() { device_stats "$tmp/control" '.operations.read.operations >= 40'; }
 ok "a load is there" wait_for 60 at_work
 stop before KILL
 start after "$blk" --socket-path="$sock" --format=null --size=1G
@@ -222,8 +207,7 @@ ok "SIGINT ends it with 0" test "$stopped" = 0
 # A zoned disk keeps its size: the file of its states would be that of another disk.
 start zoned "$blk" --socket-path="$sock" --control="$tmp/control" --zoned=zone-size=1M,state="$tmp/zones" "$image"
 wait_for 60 up "$tmp/control"
-ok "a zoned disk is not resized" sh -c "$(declare -f control); control '$tmp/control' '{\"command\":\"resize\",\"bytes\":\"16M\"}' |
-    jq -en 'input | .error | test(\"keeps its size\")'"
+ok "a zoned disk is not resized" answers "$tmp/control" '{"command":"resize","bytes":"16M"}' '.error | test("keeps its size")'
 stop zoned
 ok "nor is its file" test "$(stat -c %s "$image")" = 8388608
 ok "and its states can be used again" timeout 120 "$bin/ringside" info --blk-file="$image" --zoned=zone-size=1M,state="$tmp/zones"

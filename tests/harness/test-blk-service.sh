@@ -8,19 +8,6 @@ qemu-img create -q -f qcow2 "$image" 256M
 mkdir "$tmp/shm"
 
 up() { listens "$sock" "$@"; }
-control() { # request; prints the answer
-    python3 - "$ctl" "$1" <<'PY'
-import socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(sys.argv[2].encode() + b"\n")
-print(s.makefile().readline(), end="")
-PY
-}
-stats() { # jq expression
-    control '{"command":"stats"}' | jq -en "input | .return | $1"
-}
 bench() { timeout 120 "$ringside" bench --device="$sock" --deadline=60 "$@"; }
 verify() { timeout 120 "$ringside" verify --device="$sock" --deadline=60 "$@"; }
 
@@ -28,7 +15,7 @@ verify() { timeout 120 "$ringside" verify --device="$sock" --deadline=60 "$@"; }
 start traced "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" --trace="$tmp/trace" --audit="$tmp/audit" "$image"
 wait_for 60 up "$ctl"
 ok "a front end works under trace and audit" verify --bytes=4m --span=16m
-ok "recording can be stopped" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"trace\",\"on\":false}' | jq -en 'input | .return'"
+ok "recording can be stopped" answers "$ctl" '{"command":"trace","on":false}' .return
 ok "the trace is complete then: seven words a line" \
     awk 'NR == 1 { if ($0 != "# ringside trace 1") exit 1; next } NF != 7 { print; bad = 1 } END { exit bad || NR < 100 }' "$tmp/trace"
 ok "every request is there from step 3 to step 11" awk '
@@ -37,18 +24,17 @@ ok "every request is there from step 3 to step 11" awk '
 ok "steps of one thread are in the order of time" awk '
     NR > 1 { if ($1 < last[$2]) bad = 1; last[$2] = $1 } END { exit bad }' "$tmp/trace"
 ok "a driver that keeps the rules has no line in the audit" sh -c "cat '$tmp/audit'; test ! -s '$tmp/audit'"
-ok "operations are counted, and each has a place in the histogram" stats '
+ok "operations are counted, and each has a place in the histogram" device_stats "$ctl" '
     .operations.read.operations > 10 and .operations.write.operations > 10 and
     ([.operations[] | .operations == ([.latency_ns[][1]] | add // 0)] | all) and
     .queues[0].popped == .queues[0].completed and .device.in_flight == 0'
 deep() { # what opens a level, levels; the answer's error
-    control "$(printf "%0$2d" 0 | sed "s/0/$1/g")" | jq -r .error
+    control "$ctl" "$(printf "%0$2d" 0 | sed "s/0/$1/g")" | jq -r .error
 }
 says() { [ "$(deep "$2" "$3")" = "$1" ]; }
 ok "a line of arrays in arrays is refused" says "objects and arrays are nested more than 32 deep" "[" 30000
 ok "and of objects" says "objects and arrays are nested more than 32 deep" '{"a":' 12000
-ok "brackets in a text are no nesting" sh -c "$(declare -f control); ctl=$ctl
-    control '{\"command\":\"stats\",\"id\":\"$(printf '%040d' 0 | tr 0 '[')\"}' | jq -en 'input | .return'"
+ok "brackets in a text are no nesting" answers "$ctl" "{\"command\":\"stats\",\"id\":\"$(printf '%040d' 0 | tr 0 '[')\"}" .return
 stop traced
 ok "SIGTERM" test "$stopped" = 0
 ok "the image is whole" qemu-img check -q "$image"
@@ -60,9 +46,9 @@ wait_for 60 up "$ctl"
 start load "$ringside" bench --device="$sock" --deadline=60 --ops=2000 --runtime=100 --ramp=0 --span=64m --bs=64k
 ok "a read that fails is parked" wait_for 60 grep -q "a request waits after an error" "$tmp/parks.log"
 ok "and the front end waits" sh -c "sleep 0.3; kill -0 ${started[load]}"
-ok "resume takes it up" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resume\"}' | jq -en 'input | .return'"
+ok "resume takes it up" answers "$ctl" '{"command":"resume"}' .return
 resume_until_done() {
-    control '{"command":"resume"}' >/dev/null
+    control "$ctl" '{"command":"resume"}' >/dev/null
     ! kill -0 "${started[load]}" 2>/dev/null
 }
 wait_for 60 resume_until_done
@@ -113,7 +99,7 @@ stop parks
 start grows "$blk" --survive="$tmp/shm" --socket-path="$sock" --control="$ctl" "$image"
 wait_for 60 up "$ctl"
 ok "the capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 268435456"
-ok "resize" sh -c "$(declare -f control); ctl=$ctl; control '{\"command\":\"resize\",\"bytes\":\"384M\"}' | jq -en 'input | .return'"
+ok "resize" answers "$ctl" '{"command":"resize","bytes":"384M"}' .return
 ok "the new capacity is known" sh -c "'$ringside' info --device='$sock' | grep -q 402653184"
 ok "and can be used" verify --bytes=4m --span=380m
 
@@ -168,7 +154,7 @@ stop holder
 
 # --- the end in the middle of work
 start load "$ringside" bench --device="$sock" --rw=randwrite --runtime=100 --ramp=0 --span=128m
-busy() { stats '.operations.write.operations > 2000'; }
+busy() { device_stats "$ctl" '.operations.write.operations > 2000'; }
 ok "writes are coming in" wait_for 60 busy
 stop grows
 ok "SIGTERM in the middle of them" test "$stopped" = 0

@@ -23,14 +23,7 @@ tortured() {
 }
 
 quiet() { # what the control socket says when nobody is connected
-    python3 - "$tmp/control" <<'PY' | jq -en 'input | .return | .coroutines.alive <= 2 and .device.in_flight == 0 and (.connection.connected | not)'
-import socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(b'{"command":"stats"}\n')
-print(s.makefile().readline())
-PY
+    device_stats "$tmp/control" '.coroutines.alive <= 2 and .device.in_flight == 0 and (.connection.connected | not)'
 }
 
 # Rules that write where they like do not hold on a host-managed disk; those of its own chapter must.

@@ -30,17 +30,6 @@ at_rest() {
     return 1
 }
 
-stats() {
-    python3 - "$tmp/control" <<'PY'
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(b'{"command":"stats"}\n')
-print(json.dumps(json.loads(s.makefile().readline())["return"]))
-PY
-}
-
 total() { # file, field of the iothreads
     jq "[.iothreads[].$2] | add" "$1"
 }
@@ -50,10 +39,10 @@ total() { # file, field of the iothreads
 now_and_then() {
     local gap=$1 most=$2 requests hit missed sleeps
     timeout 120 "$bin/ringside" bench --device="$tmp/sock" --ops=2000 --runtime=60 --ramp=0 --qd=1 >/dev/null || return 1
-    stats >"$tmp/before.json"
+    device_stats "$tmp/control" . >"$tmp/before.json"
     timeout 120 "$bin/ringside" bench --device="$tmp/sock" --runtime=60 --ramp=0 --ops=40 --think="$gap" --qd=1 --client=sleep \
         --json >"$tmp/bench.json" || return 1
-    stats >"$tmp/after.json"
+    device_stats "$tmp/control" . >"$tmp/after.json"
     requests=$(jq '[.queues[].completed] | add' "$tmp/after.json")
     requests=$((requests - $(jq '[.queues[].completed] | add' "$tmp/before.json")))
     hit=$(($(total "$tmp/after.json" polls_hit) - $(total "$tmp/before.json" polls_hit)))

@@ -9,16 +9,7 @@ ok "ringside-blk serves" wait_for 60 listens "$tmp/device.sock" "$tmp/control.so
 start watcher "$bin/ringside" info --device="$tmp/device.sock" --watch=1000
 
 resize() { # bytes
-    python3 - "$tmp/control.sock" "$1" <<'PY'
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.sendall((json.dumps({"command": "resize", "bytes": int(sys.argv[2])}) + "\n").encode())
-answer = s.makefile().readline()
-print(answer)
-sys.exit("error" in json.loads(answer))
-PY
+    answers "$tmp/control.sock" "{\"command\":\"resize\",\"bytes\":$1}" .return
 }
 
 ok "the driver is there" wait_for 60 grep -q 'max_discard_seg\|writeback' "$tmp/watcher.log"

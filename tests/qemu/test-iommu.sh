@@ -11,14 +11,7 @@ linux=$RINGSIDE_BUILD/linux
 kernel=$RINGSIDE_BUILD/guest/x86_64/selftest.elf
 
 translations() { # so far
-    python3 - "$tmp/control" <<'PY'
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(b'{"command": "stats"}\n')
-print(json.loads(s.makefile().readline())["return"]["connection"]["translations"])
-PY
+    device_stats "$tmp/control" .connection.translations
 }
 
 behind() { # image, queues, IOMMU, properties of the disk, seconds, QEMU-OPTION...

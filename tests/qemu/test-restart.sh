@@ -27,15 +27,7 @@ chance() { # step, n
 
 # Does the device that runs now have a front end that has sent it a request?
 works() {
-    python3 - "$tmp/control" <<'PY'
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.settimeout(60)
-s.connect(sys.argv[1])
-s.send(b'{"command":"stats"}\n')
-queues = json.loads(s.makefile().readline())["return"]["queues"]
-sys.exit(not sum(queue["popped"] for queue in queues))
-PY
+    device_stats "$tmp/control" 'any(.queues[].popped; . > 0)'
 }
 
 survives() { # image, queues, packed, how many deaths, signal
