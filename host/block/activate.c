@@ -62,8 +62,10 @@ static int coroutine_fn take_file(struct node *node, struct node *file, struct e
     if (size < 0)
         return error_set(err, (int)size, "%s: its size cannot be found out: %s", file->filename,
                          strerror((int)-size));
-    for (struct node *n = file; n; n = n->file) /* filters have it too */
+    for (struct node *n = file; n; n = n->file) { /* filters have it too */
         node_set_length(n, (uint64_t)size);
+        n->flushed_gen = 0; /* somebody else has written since, or was killed while it did (flush.c) */
+    }
     return 0;
 }
 
@@ -95,6 +97,7 @@ int coroutine_fn node_co_activate(struct node *node, struct error *err)
     if (ret < 0)
         goto fail;
     node_limits_complete(&node->limits);
+    node->flushed_gen = 0;
     node->inactive = false;
     return 0;
 

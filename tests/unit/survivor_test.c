@@ -314,6 +314,27 @@ static void looks_at_the_order(void *arg)
     check(node_co_close(node) == 0, "closing");
 }
 
+/* It was open while somebody else wrote, who was killed. */
+static void flushes_when_it_becomes_active(void *arg)
+{
+    struct open_options options = {.format = "qcow2", .inactive = true};
+    struct node *node = NULL;
+    struct error err = {""};
+
+    host_file_set_opener(opens_noting);
+    check(node_co_open(image, &options, &node, &err) == 0, err.text);
+    check(node_co_activate(node, &err) == 0, err.text);
+    memset(did, 0, sizeof(did));
+    check(node_co_flush(node) == 0, "flushing");
+    seen = strchr(did, 'S') != NULL;
+    check(node_co_inactivate(node) == 0, "giving it away");
+    check(node_co_activate(node, &err) == 0, err.text);
+    memset(did, 0, sizeof(did));
+    check(node_co_flush(node) == 0, "flushing again");
+    seen += strchr(did, 'S') != NULL;
+    check(node_co_close(node) == 0, "closing");
+}
+
 /* STEP in a process of its own; returns what it has seen. */
 static uint8_t run(void (*step)(void *), bool with_survivor)
 {
@@ -412,6 +433,11 @@ static void its_data_is_durable_before_a_table_names_it(void **state)
     assert_int_equal(run(looks_at_the_order, true), 1);
 }
 
+static void the_first_flush_of_a_node_that_becomes_active_reaches_the_disk(void **state)
+{
+    assert_int_equal(run(flushes_when_it_becomes_active, false), 2);
+}
+
 static void a_write_that_failed_half_way_costs_nothing(void **state)
 {
     run(fails_half_way_and_dies, true);
@@ -457,6 +483,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(nor_what_a_backup_brought_back, begin, end),
         cmocka_unit_test_setup_teardown(an_allocation_outlives_its_process, begin, end),
         cmocka_unit_test_setup_teardown(its_data_is_durable_before_a_table_names_it, begin, end),
+        cmocka_unit_test_setup_teardown(the_first_flush_of_a_node_that_becomes_active_reaches_the_disk, begin,
+                                        end),
         cmocka_unit_test_setup_teardown(a_write_that_failed_half_way_costs_nothing, begin, end),
         cmocka_unit_test_setup_teardown(nothing_is_lost_when_the_log_is_full, begin, end),
         cmocka_unit_test_setup_teardown(what_cannot_be_read_is_not_written_over, begin, end),
