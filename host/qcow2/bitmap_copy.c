@@ -194,25 +194,32 @@ static int coroutine_fn co_read_bits(struct qcow2 *s, const uint64_t *table, uin
     return ret;
 }
 
+/* In TO: a disk whose size is not a multiple of 512 bytes has a part of a sector more, or less. */
+static uint64_t bytes_there(const struct copy *c, const struct bitmap *bitmap)
+{
+    return (qcow2_bitmap_granules(c->to, bitmap->granularity_bits) + 7) / 8;
+}
+
 /* Cluster I of the bits that TABLE leads to goes to TO. *ENTRY: what leads to it there. */
 static int coroutine_fn co_copy_cluster(struct copy *c, const struct bitmap *bitmap, const uint64_t *table,
                                         uint64_t i, uint8_t *bits, uint64_t *entry)
 {
     struct qcow2 *to = c->to;
-    uint64_t n = to->cluster_bytes, at = i * n, used = min_u64(n, bitmap->nb_bytes - at);
-    unsigned last = qcow2_bitmap_granules(c->from, bitmap->granularity_bits) % 8;
+    uint64_t n = to->cluster_bytes, at = i * n, end = bytes_there(c, bitmap), used = min_u64(n, end - at);
+    uint64_t known = at < bitmap->nb_bytes ? min_u64(used, bitmap->nb_bytes - at) : 0;
+    unsigned last = qcow2_bitmap_granules(to, bitmap->granularity_bits) % 8;
     c->reading = true;
-    int ret = co_read_bits(c->from, table, at, bits, used);
+    int ret = co_read_bits(c->from, table, at, bits, known);
     *entry = 0;
     if (ret < 0)
         return ret;
     c->reading = false;
+    memset(bits + known, 0, n - known);
     if (qcow2_all_bytes(bits, used, 0xff)) {
         *entry = QCOW2_BITMAP_ALL_ONES;
         return 0;
     }
-    memset(bits + used, 0, n - used);
-    if (last && at + used == bitmap->nb_bytes) /* none behind the end */
+    if (last && at + used == end) /* none behind the end */
         bits[used - 1] &= (uint8_t)((1u << last) - 1);
     if (qcow2_all_bytes(bits, used, 0))
         return 0;
@@ -237,7 +244,7 @@ static uint64_t clusters_of(const struct qcow2 *s, uint64_t bytes)
 static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitmap, struct bitmap *copy)
 {
     struct qcow2 *to = c->to;
-    uint64_t *from_table, host = 0, entries = clusters_of(to, bitmap->nb_bytes), done = 0;
+    uint64_t *from_table, host = 0, entries = clusters_of(to, bytes_there(c, bitmap)), done = 0;
     int ret = co_read_table(c, bitmap, &from_table);
     if (ret < 0)
         return ret;
@@ -247,7 +254,7 @@ static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitm
                             .table_entries = (uint32_t)entries,
                             .flags = bitmap->flags & QCOW2_BITMAP_AUTO,
                             .granularity_bits = bitmap->granularity_bits,
-                            .nb_bytes = bitmap->nb_bytes};
+                            .nb_bytes = bytes_there(c, bitmap)};
     ret = table && bits && copy->name ? 0 : -ENOMEM;
     for (; done < entries && ret == 0; done++)
         ret = co_copy_cluster(c, bitmap, from_table, done, bits, &table[done]);

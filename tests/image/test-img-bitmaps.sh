@@ -178,6 +178,17 @@ qemu-img bitmap --add -g 512 grown.qcow2 b
 ok "a snapshot of another size is read, although there are bitmaps" bash -c "
     '$img' convert -l small -O raw grown.qcow2 small.raw && [ \$(stat -c %s small.raw) -eq 4194304 ] && [ \$(tr -d '\003' <small.raw | wc -c) -eq 0 ]"
 
+# ---- a disk that ends inside a sector: behind the last whole one there is a granule of which nothing is read ----
+
+odd() { # bytes of the source's disk, bytes of the target's
+    qemu-img create -q -f qcow2 -o cluster_size=512 odd.qcow2 4M && qemu-img bitmap --add -g 512 odd.qcow2 b && qemu-io -c "write -q 1M $(($1 - 1048576))" odd.qcow2 &&
+        qemu-img create -q -f qcow2 -o cluster_size=512 to.qcow2 4M && "$poke" odd.qcow2 "size=$1" bitmap:8:4="$((($1 + 2097151) / 2097152))" &&
+        "$poke" to.qcow2 "size=$2" && "$img" check -q odd.qcow2 && "$img" convert -n --bitmaps -O qcow2 odd.qcow2 to.qcow2 && "$img" check -q to.qcow2 &&
+        "$img" info to.qcow2 && "$poke" to.qcow2 size=2097152 bitmap:8:4=1 && [ "$(bits to.qcow2 b)" = "1048576 1048576" ]
+}
+ok "bitmaps of a disk that ends inside a sector fit that of the target" odd 2097252 2097152
+ok "... and into a target that does" odd 2097152 2097252
+
 # ---- images that lie, and large ones ----
 
 qemu-img create -q -f qcow2 -o cluster_size=4k lie.qcow2 1G
