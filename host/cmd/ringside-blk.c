@@ -7,6 +7,7 @@
  * line that makes no sense.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -323,6 +324,17 @@ static int serve(struct program *p, struct error *err)
     return 0;
 }
 
+/* Before anything is opened here, which would get the number of a descriptor that the starter did not hand
+ * over. */
+static int check_fd(const struct program_options *options, struct error *err)
+{
+    if (options->fd_given && fcntl((int)options->fd, F_GETFD) < 0)
+        return error_set(err, -EBADF,
+                         "descriptor %u: is not open (hand over a listening or connected socket)",
+                         options->fd);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static struct program program;
@@ -334,8 +346,11 @@ int main(int argc, char **argv)
     int status = parse_command_line(p, argc, argv);
     if (status >= 0)
         return cmd_output_end(status);
-    p->loop = loop_create("control", &err);
-    int ret = p->loop ? serve(p, &err) : -ENOMEM;
+    int ret = check_fd(&p->options, &err);
+    if (ret == 0) {
+        p->loop = loop_create("control", &err);
+        ret = p->loop ? serve(p, &err) : -ENOMEM;
+    }
     if (ret < 0)
         log_message("%s", err.text);
     laio_process_ends();

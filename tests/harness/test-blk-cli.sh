@@ -92,7 +92,15 @@ ok "a socket in a directory that is not there" says 1 "$tmp/none/s" --socket-pat
 touch "$tmp/file"
 ok "a file where the socket should be" says 1 "is not a socket" --socket-path="$tmp/file" "$image"
 ok "and the file is left alone" test -f "$tmp/file"
-ok "a descriptor that is not open" says 1 "descriptor 77" --fd=77 "$image"
+ok "a descriptor that is not open" says 1 "descriptor 77: is not open" --fd=77 "$image"
+# The program's own descriptors get these numbers; it once took one of them for the socket, closed it and hung.
+not_handed_over() {
+    local fd
+    for fd in 3 4 5 6 7 8 9 10 11 12; do
+        (eval "exec $fd<&-" && says 1 "descriptor $fd: is not open" --fd=$fd "$image") || return 1
+    done
+}
+ok "a descriptor that is not open, with a number that the program's own would have" not_handed_over
 ok "a descriptor that is no socket" says 1 "is not a Unix stream socket" --fd=0 "$image"
 ok "a directory of backing files that is not there" says 2 "neither deny nor same-dir" --backing="$tmp/none" --socket-path="$sock" "$image"
 mkdir "$tmp/survive"
