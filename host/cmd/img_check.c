@@ -39,7 +39,8 @@ static void print_json(const char *path, const struct qcow2_check *check)
     img_print_json(object);
 }
 
-static void print_text(const struct qcow2_check *check)
+/* FIX: what was to be repaired; what is still wrong then is no work for another such repair. */
+static void print_text(const struct qcow2_check *check, unsigned fix)
 {
     if (check->leaks_fixed || check->corruptions_fixed)
         printf("Repaired: %" PRIu64 " leaked clusters, %" PRIu64 " corruptions.\n", check->leaks_fixed,
@@ -47,13 +48,11 @@ static void print_text(const struct qcow2_check *check)
     if (!check->corruptions && !check->leaks && !check->check_errors)
         printf("No errors were found on the image.\n");
     if (check->corruptions)
-        printf("%" PRIu64
-               " errors were found: data may be lost, and writing may lose more (check -r all repairs).\n",
-               check->corruptions);
+        printf("%" PRIu64 " errors were found: data may be lost, and writing may lose more%s.\n",
+               check->corruptions, fix & QCOW2_FIX_ERRORS ? "" : " (check -r all repairs)");
     if (check->leaks)
-        printf("%" PRIu64
-               " leaked clusters were found: space is wasted, nothing is lost (check -r leaks repairs).\n",
-               check->leaks);
+        printf("%" PRIu64 " leaked clusters were found: space is wasted, nothing is lost%s.\n", check->leaks,
+               fix & QCOW2_FIX_LEAKS ? "" : " (check -r leaks repairs)");
     if (check->check_errors)
         printf("%" PRIu64 " things could not be looked at.\n", check->check_errors);
     if (check->total_clusters)
@@ -112,7 +111,7 @@ int coroutine_fn img_co_check(const struct img_options *options)
     if (json && !options->quiet)
         print_json(path, &check);
     else if (!options->quiet)
-        print_text(&check);
+        print_text(&check, fix);
     if (check.check_errors || closed < 0) /* not completed comes before what was found so far */
         return CMD_EXIT_FAILED;
     if (check.corruptions)

@@ -177,7 +177,7 @@ static int check_creation(const struct img_creation *c, const struct img_new *im
     if (c->raw && q->preallocation == QCOW2_PREALLOCATION_METADATA)
         return error_set(err, -ENOTSUP, "raw images have no metadata to preallocate (falloc or full)");
     if (c->raw && q->backing_file)
-        return error_set(err, -ENOTSUP, "raw images have no backing file (-f qcow2 makes one that has)");
+        return error_set(err, -ENOTSUP, "raw images have no backing file (qcow2 images have)");
     if (image->unbacked && q->backing_file)
         return error_set(err, -EINVAL,
                          "-o backing_file goes with one source only: several in a row have no backing file "

@@ -105,7 +105,8 @@ static const struct img_option map_table[] = {
 
 static const struct img_option convert_table[] = {
     {'f', "format", "FMT", "format of the sources: qcow2 or raw (default: found out)", AT(format)},
-    {'O', "output-format", "FMT", "format of the target: raw (default) or qcow2", AT(output_format)},
+    {'O', "output-format", "FMT", "format of the target: raw (default; with -n: found out) or qcow2",
+     AT(output_format)},
     {'o', "options", "LIST", "NAME=VALUE,... of the target's format; -o help lists them", AT(create_options)},
     {'B', "backing-file", "FILE", "backing file of the target: only what differs in name is copied",
      AT(backing_file)},
@@ -298,7 +299,12 @@ static int store(struct img_options *options, const struct img_option *row, cons
             return -E2BIG;
         options->create_options[options->create_option_count++] = value;
     } else {
-        *(const char **)((char *)options + row->offset) = value;
+        const char **to = (const char **)((char *)options + row->offset);
+        /* Of most options the last one counts, but of two deeds one would be left out unsaid. */
+        if (*to && (to == &options->snapshot_create || to == &options->snapshot_apply ||
+                    to == &options->snapshot_delete))
+            return -E2BIG;
+        *to = value;
     }
     return 0;
 }
