@@ -298,13 +298,33 @@ void cmd_device_options_init(struct cmd_device_options *o)
     };
 }
 
+/* One that is there, qcow2 by its magic. A pipe is not waited for. */
+static bool is_qcow2(const char *path)
+{
+    struct stat st;
+    char magic[4];
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool is = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+              pread(fd, magic, sizeof magic, 0) == (ssize_t)sizeof magic && memcmp(magic, "QFI\xfb", 4) == 0;
+    close(fd);
+    return is;
+}
+
 int cmd_device_not_image(const struct cmd_device_options *o, const char *option, const char *path,
                          struct error *err)
 {
-    if (!path || !o->blk_file || !host_file_same(o->blk_file, path))
-        return 0;
-    return error_set(err, -EINVAL, "--%s=%s: is the image, which would be overwritten (name another file)",
-                     option, path);
+    if (path && o->blk_file && host_file_same(o->blk_file, path))
+        return error_set(err, -EINVAL,
+                         "--%s=%s: is the image, which would be overwritten (name another file)", option,
+                         path);
+    /* A backing file, or the image of another disk. */
+    if (path && is_qcow2(path))
+        return error_set(err, -EINVAL,
+                         "--%s=%s: is a qcow2 image, which would be overwritten (name another file)", option,
+                         path);
+    return 0;
 }
 
 int cmd_device_options_check(struct cmd_device_options *o, struct error *err)

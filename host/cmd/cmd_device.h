@@ -45,8 +45,8 @@ extern const struct cmd_option cmd_device_option_rows[];
 /* What one option alone can't tell: combinations. 0 or -EINVAL with a sentence. Call it when all are set. */
 int cmd_device_options_check(struct cmd_device_options *options, struct error *err);
 
-/* A file that is made anew, --OPTION=PATH (NULL: none), must not be the image: 0 or -EINVAL with a sentence.
- */
+/* A file that is made anew, --OPTION=PATH (NULL: none), must not be the image, nor any qcow2 image: 0 or
+ * -EINVAL with a sentence. */
 int cmd_device_not_image(const struct cmd_device_options *options, const char *option, const char *path,
                          struct error *err);
 

@@ -77,6 +77,10 @@ ok "one path for both sockets" says 2 "is the front ends' socket, too" --socket-
 for option in trace audit log-writes; do
     ok "the image is not overwritten by --$option" says 2 "--$option=$tmp/./disk.raw: is the image" --socket-path="$sock" \
         --$option="$tmp/./disk.raw" "$image"
+    printf 'QFI\373\0\0\0\003' >"$tmp/other.qcow2"
+    ok "nor is another one, such as its backing file" says 2 "--$option=$tmp/other.qcow2: is a qcow2 image" \
+        --socket-path="$sock" --$option="$tmp/other.qcow2" "$image"
+    ok "... it is as it was" test "$(stat -c %s "$tmp/other.qcow2")" = 8
 done
 ok "and is as it was" test "$(stat -c %s "$image")" = 4194304
 ok "a size for a file" says 2 "only a null image" --socket-path="$sock" --size=1M "$image"
