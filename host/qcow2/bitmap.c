@@ -396,11 +396,6 @@ struct moving {
     } * tables;
 };
 
-static uint64_t table_clusters(const struct qcow2 *s, uint32_t entries)
-{
-    return ((uint64_t)entries * 8 + s->cluster_bytes - 1) >> s->cluster_bits;
-}
-
 static int coroutine_fn co_new_table(struct qcow2 *s, const struct bitmap *bitmap, uint32_t entries,
                                      uint64_t *host)
 {
@@ -409,7 +404,7 @@ static int coroutine_fn co_new_table(struct qcow2 *s, const struct bitmap *bitma
                                   max_u64(entries, 1), &table);
     if (ret < 0)
         return ret;
-    ret = qcow2_co_alloc_contiguous(s, table_clusters(s, entries), host, NULL);
+    ret = qcow2_co_alloc_contiguous(s, qcow2_clusters_of(s, entries * 8ull), host, NULL);
     be64 *out = qcow2_buffer_get(s);
     if (ret == 0 && !out)
         ret = -ENOMEM;
@@ -529,7 +524,7 @@ static int coroutine_fn co_move_directory(struct qcow2 *s)
             bitmap->table_offset = m.tables[i].host;
             bitmap->table_entries = m.tables[i].entries;
         } else if (qcow2_io_error(s) == 0) {
-            qcow2_co_unalloc(s, m.tables[i].host, table_clusters(s, m.tables[i].entries));
+            qcow2_co_unalloc(s, m.tables[i].host, qcow2_clusters_of(s, m.tables[i].entries * 8ull));
         }
     }
     if (ret == 0) {

@@ -1,9 +1,12 @@
 /*
  * Bitmaps of one image put into another one as well (convert --bitmaps; checklist K).
  *
- *   data clusters, tables, and a directory of the old entries and the new ones, all in clusters that nothing
- *   refers to yet -> refcounts, and all of this durable -> the header's extension, autoclear bit -> the old
- *   directory is freed
+ *   1. data clusters, tables, and a directory of the old entries and the new ones, in clusters that nothing
+ *      refers to yet
+ *   2. their refcounts, and all of this durable
+ *   3. if there are bitmaps, and the header's extension lies across two sectors: the autoclear bit off
+ *   4. the extension names the new directory
+ *   5. the autoclear bit on; the old directory is freed
  *
  * What always holds: until the header names the new directory the old one stands, and what is new are leaked
  * clusters. A power cut leaves the bitmaps that there were or all of the new ones; only where the header's
@@ -21,7 +24,6 @@ struct copy {
     struct bitmap *added; /* what is in TO already of what is to go there */
     unsigned count;
     uint64_t claimed; /* bytes of the source's file that its tables and what they name lie in */
-    bool reading;     /* it is reading that fails */
     uint8_t *directory;
     uint64_t host, bytes; /* of the directory */
 };
@@ -154,21 +156,33 @@ int qcow2_bitmaps_fit(struct node *source, struct node *target, struct error *er
 
 /* ---- data and tables ---- */
 
+static int cannot_read(const struct copy *c, const struct bitmap *bitmap, int ret, struct error *err)
+{
+    return error_set(err, ret, "reading bitmap '%s' of %s: %s", bitmap->name, c->from->node->filename,
+                     strerror(-ret));
+}
+
+static int cannot_write(const struct bitmap *bitmap, int ret, struct error *err)
+{
+    return error_set(err, ret, "writing bitmap '%s': %s", bitmap->name, strerror(-ret));
+}
+
 /* The source's table, if it can be followed, and no cluster need be named twice for it. */
-static int coroutine_fn co_read_table(struct copy *c, const struct bitmap *bitmap, uint64_t **table)
+static int coroutine_fn co_read_table(struct copy *c, const struct bitmap *bitmap, uint64_t **table,
+                                      struct error *err)
 {
     struct qcow2 *s = c->from;
-    c->reading = true;
     int ret =
         qcow2_co_read_table(s, bitmap->table_offset, bitmap->table_entries, bitmap->table_entries, table);
     if (ret < 0)
-        return ret;
+        return cannot_read(c, bitmap, ret, err);
     c->claimed += bitmap->table_entries * 8ull;
     for (uint32_t i = 0; i < bitmap->table_entries && ret == 0; i++) {
         if ((*table)[i] & QCOW2_BITMAP_OFFSET_MASK)
             c->claimed += s->cluster_bytes;
         if (!qcow2_bitmap_entry_is_right(s, (*table)[i]) || c->claimed > qcow2_cluster_up(s, s->file_bytes))
-            ret = -EINVAL;
+            ret = error_set(err, -EINVAL, "bitmap '%s' of %s: its table leads to where it cannot lie",
+                            bitmap->name, s->node->filename);
     }
     if (ret < 0)
         free(*table);
@@ -202,18 +216,16 @@ static uint64_t bytes_there(const struct copy *c, const struct bitmap *bitmap)
 
 /* Cluster I of the bits that TABLE leads to goes to TO. *ENTRY: what leads to it there. */
 static int coroutine_fn co_copy_cluster(struct copy *c, const struct bitmap *bitmap, const uint64_t *table,
-                                        uint64_t i, uint8_t *bits, uint64_t *entry)
+                                        uint64_t i, uint8_t *bits, uint64_t *entry, struct error *err)
 {
     struct qcow2 *to = c->to;
     uint64_t n = to->cluster_bytes, at = i * n, end = bytes_there(c, bitmap), used = min_u64(n, end - at);
     uint64_t known = at < bitmap->nb_bytes ? min_u64(used, bitmap->nb_bytes - at) : 0;
     unsigned last = qcow2_bitmap_granules(to, bitmap->granularity_bits) % 8;
-    c->reading = true;
     int ret = co_read_bits(c->from, table, at, bits, known);
     *entry = 0;
     if (ret < 0)
-        return ret;
-    c->reading = false;
+        return cannot_read(c, bitmap, ret, err);
     memset(bits + known, 0, n - known);
     if (qcow2_all_bytes(bits, used, 0xff)) {
         *entry = QCOW2_BITMAP_ALL_ONES;
@@ -224,7 +236,9 @@ static int coroutine_fn co_copy_cluster(struct copy *c, const struct bitmap *bit
     if (qcow2_all_bytes(bits, used, 0))
         return 0;
     ret = qcow2_co_alloc_contiguous(to, 1, entry, NULL);
-    return ret == 0 ? node_co_pwrite(to->node->file, *entry, bits, n, 0) : ret;
+    if (ret == 0)
+        ret = node_co_pwrite(to->node->file, *entry, bits, n, 0);
+    return ret < 0 ? cannot_write(bitmap, ret, err) : 0;
 }
 
 /* What a table leads to that nothing refers to. */
@@ -236,16 +250,12 @@ static void coroutine_fn co_give_back_table(struct qcow2 *s, const uint64_t *tab
     }
 }
 
-static uint64_t clusters_of(const struct qcow2 *s, uint64_t bytes)
-{
-    return (bytes + s->cluster_bytes - 1) >> s->cluster_bits;
-}
-
-static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitmap, struct bitmap *copy)
+static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitmap, struct bitmap *copy,
+                                       struct error *err)
 {
     struct qcow2 *to = c->to;
-    uint64_t *from_table, host = 0, entries = clusters_of(to, bytes_there(c, bitmap)), done = 0;
-    int ret = co_read_table(c, bitmap, &from_table);
+    uint64_t *from_table, host = 0, entries = qcow2_clusters_of(to, bytes_there(c, bitmap)), done = 0;
+    int ret = co_read_table(c, bitmap, &from_table, err);
     if (ret < 0)
         return ret;
     uint64_t *table = calloc(entries, sizeof(*table));
@@ -255,19 +265,25 @@ static int coroutine_fn co_copy_bitmap(struct copy *c, const struct bitmap *bitm
                             .flags = bitmap->flags & QCOW2_BITMAP_AUTO,
                             .granularity_bits = bitmap->granularity_bits,
                             .nb_bytes = bytes_there(c, bitmap)};
-    ret = table && bits && copy->name ? 0 : -ENOMEM;
+    if (!table || !bits || !copy->name) {
+        ret = -ENOMEM;
+        error_set(err, ret, "out of memory");
+    }
     for (; done < entries && ret == 0; done++)
-        ret = co_copy_cluster(c, bitmap, from_table, done, bits, &table[done]);
-    if (ret == 0)
-        ret = qcow2_co_alloc_contiguous(to, clusters_of(to, entries * 8), &host, NULL);
-    if (ret == 0)
-        ret = qcow2_co_write_table(to, table, entries, host);
+        ret = co_copy_cluster(c, bitmap, from_table, done, bits, &table[done], err);
+    if (ret == 0) {
+        ret = qcow2_co_alloc_contiguous(to, qcow2_clusters_of(to, entries * 8), &host, NULL);
+        if (ret == 0)
+            ret = qcow2_co_write_table(to, table, entries, host);
+        if (ret < 0)
+            cannot_write(bitmap, ret, err);
+    }
     copy->table_offset = host;
     if (ret < 0) {
         free(copy->name);
         co_give_back_table(to, table, done);
         if (host)
-            qcow2_co_unalloc(to, host, clusters_of(to, entries * 8));
+            qcow2_co_unalloc(to, host, qcow2_clusters_of(to, entries * 8));
     }
     qcow2_buffer_put(to, bits);
     free(table);
@@ -281,15 +297,9 @@ static int coroutine_fn co_copy_all(struct copy *c, struct error *err)
         const struct bitmap *bitmap = &c->from->bitmaps->list[i];
         if (!is_copied(bitmap))
             continue;
-        int ret = co_copy_bitmap(c, bitmap, &c->added[c->count]);
-        if (ret == -EINVAL)
-            return error_set(err, ret, "bitmap '%s' of %s: its table leads to where it cannot lie",
-                             bitmap->name, c->from->node->filename);
-        if (ret < 0 && c->reading)
-            return error_set(err, ret, "reading bitmap '%s' of %s: %s", bitmap->name, c->from->node->filename,
-                             strerror(-ret));
+        int ret = co_copy_bitmap(c, bitmap, &c->added[c->count], err);
         if (ret < 0)
-            return error_set(err, ret, "writing bitmap '%s': %s", bitmap->name, strerror(-ret));
+            return ret;
         c->count++;
     }
     return 0;
@@ -307,10 +317,10 @@ static void coroutine_fn co_give_back(struct copy *c)
             co_give_back_table(s, table, bitmap->table_entries);
             free(table);
         }
-        qcow2_co_unalloc(s, bitmap->table_offset, clusters_of(s, bitmap->table_entries * 8ull));
+        qcow2_co_unalloc(s, bitmap->table_offset, qcow2_clusters_of(s, bitmap->table_entries * 8ull));
     }
     if (c->host)
-        qcow2_co_unalloc(s, c->host, clusters_of(s, c->bytes));
+        qcow2_co_unalloc(s, c->host, qcow2_clusters_of(s, c->bytes));
 }
 
 /* ---- the directory, and the header that names it ---- */
@@ -324,7 +334,7 @@ static int coroutine_fn co_write_directory(struct copy *c)
     c->bytes = (old + 7) & ~7ull; /* the last entry's padding may be missing */
     for (unsigned i = 0; i < c->count; i++)
         c->bytes += entry_bytes(&c->added[i]);
-    room = clusters_of(s, c->bytes) << s->cluster_bits;
+    room = qcow2_clusters_of(s, c->bytes) << s->cluster_bits;
     c->directory = node_buffer(s->node->file, room);
     if (!c->directory)
         return -ENOMEM;
@@ -347,7 +357,7 @@ static int coroutine_fn co_write_directory(struct copy *c)
         at += entry_bytes(bitmap);
     }
     if (ret == 0)
-        ret = qcow2_co_alloc_contiguous(s, clusters_of(s, c->bytes), &c->host, NULL);
+        ret = qcow2_co_alloc_contiguous(s, qcow2_clusters_of(s, c->bytes), &c->host, NULL);
     if (ret == 0)
         ret = node_co_pwrite(s->node->file, c->host, c->directory, room, 0);
     return ret;
@@ -388,7 +398,7 @@ static bool coroutine_fn co_is_in_one_sector(struct qcow2 *s, const struct qcow2
 }
 
 /* The bit comes last, after all that it speaks of is durable. */
-static int coroutine_fn co_name_directory(struct copy *c)
+static int coroutine_fn co_switch_directory(struct copy *c)
 {
     struct qcow2 *s = c->to;
     const struct qcow2_ext *ext = qcow2_find_ext(s, QCOW2_EXT_BITMAPS);
@@ -461,7 +471,7 @@ static int coroutine_fn co_copy(struct copy *c, struct error *err)
         if (ret == 0) /* all is counted, and durable, before the header names it */
             ret = qcow2_co_writeback_keep(s);
         if (ret == 0)
-            ret = co_name_directory(c);
+            ret = co_switch_directory(c);
         if (ret < 0)
             error_set(err, ret, "writing the bitmap directory: %s", strerror(-ret));
     }

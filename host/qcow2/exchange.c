@@ -15,11 +15,6 @@
 
 #include "host/qcow2/survivor.h"
 
-static uint64_t clusters_of(const struct qcow2 *s, uint64_t bytes)
-{
-    return (bytes + s->cluster_bytes - 1) >> s->cluster_bits;
-}
-
 /* ---- clusters for the new state ---- */
 
 /* COUNT clusters from wherever there are holes. */
@@ -205,9 +200,9 @@ int coroutine_fn qcow2_co_exchange_begin(struct qcow2 *s, struct qcow2_exchange 
     if (ret == 0)
         ret = co_take(s, x->spare, spare, &x->nb_spare);
     if (ret == 0)
-        ret = co_take_run(s, &x->l1, clusters_of(s, (uint64_t)s->l1_size * 8));
+        ret = co_take_run(s, &x->l1, qcow2_clusters_of(s, (uint64_t)s->l1_size * 8));
     if (ret == 0)
-        ret = co_take_run(s, &x->list, clusters_of(s, list_bytes));
+        ret = co_take_run(s, &x->list, qcow2_clusters_of(s, list_bytes));
     if (ret == 0)
         ret = co_take_refcounts(s, x);
     if (ret == 0)

@@ -274,6 +274,11 @@ static inline uint64_t qcow2_cluster_up(const struct qcow2 *s, uint64_t x)
 {
     return (x + s->cluster_bytes - 1) & ~(s->cluster_bytes - 1);
 }
+/* How many clusters BYTES take. */
+static inline uint64_t qcow2_clusters_of(const struct qcow2 *s, uint64_t bytes)
+{
+    return (bytes + s->cluster_bytes - 1) >> s->cluster_bits;
+}
 static inline uint64_t min_u64(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;

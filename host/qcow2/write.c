@@ -2,11 +2,11 @@
  * Writing guest data.
  *
  * A request is cut into pieces, each planned under the metadata lock and carried out without it:
- *   in place    the clusters are ours alone (COPIED) and hold data: one write of the file
- *   update      the clusters are ours but what is touched reads as zeroes or shows the backing file: write
- * with copy-on-write around the data, then the entry new         clusters are allocated and counted, written
- * with copy-on-write, then linked into the L2 table Entries change in memory only; writeback.c brings them
- * out in order.
+ *   - in place: the clusters are ours alone (COPIED) and hold data; one write of the file
+ *   - update: the clusters are ours, but what is touched reads as zeroes or shows the backing file; a write
+ *     with copy-on-write around the data, then the entry
+ *   - new: clusters are allocated and counted, written with copy-on-write, then linked into the L2 table
+ * Entries change in memory only; writeback.c brings them out in order.
  *
  * What always holds: while an allocating piece is in flight nobody else changes the mapping of its clusters
  * (they wait, and hold nothing meanwhile, so nobody waits in a circle); a span that holds live data is never
