@@ -9,12 +9,9 @@ poke=$tools/tool_poke
 bits() { # IMAGE NAME: start and length of what is dirty, by QEMU, which has let go of the image afterwards
     local server
     rm -f "$tmp/nbd.sock"
-    timeout 30 qemu-nbd -r -f qcow2 --bitmap="$2" -k "$tmp/nbd.sock" -x x "$1" &
+    timeout 300 qemu-nbd -r -f qcow2 --bitmap="$2" -k "$tmp/nbd.sock" -x x "$1" &
     server=$!
-    for _ in {1..500}; do
-        [ -S "$tmp/nbd.sock" ] && break
-        sleep 0.02
-    done
+    wait_for 60 listens "$tmp/nbd.sock" || kill $server
     qemu-img map --output=json --image-opts \
         "driver=nbd,server.type=unix,server.path=$tmp/nbd.sock,export=x,x-dirty-bitmap=qemu:dirty-bitmap:$2" |
         jq -r '.[] | select(.data == false) | "\(.start) \(.length)"'
@@ -40,10 +37,10 @@ make_source() { # FILE OPTIONS
 make_source src.qcow2 cluster_size=4k
 make_source small.qcow2 cluster_size=512
 make_source large.qcow2 cluster_size=2M
-ok "the sources' bitmaps have bits" bash -c "$(declare -f bits); tmp='$tmp'; [ \$(bits src.qcow2 fine | wc -l) -ge 4 ] && [ \"\$(bits src.qcow2 full)\" = '0 34603008' ]"
 for name in b0 fine full off empty; do
     for source in src small large; do bits $source.qcow2 $name >$source.$name; done
 done
+ok "the sources' bitmaps have bits" test "$(wc -l <src.fine)" -ge 4 -a "$(cat src.full)" = '0 34603008'
 
 # ---- the same as qemu-img ----
 
@@ -51,9 +48,11 @@ same_as_qemu() { # SOURCE, option...
     local source=$1 name
     shift
     rm -f ours.qcow2 theirs.qcow2
-    "$img" convert --bitmaps -O qcow2 "$@" "$source.qcow2" ours.qcow2 && qemu-img convert --bitmaps -O qcow2 "${@/ours/theirs}" "$source.qcow2" theirs.qcow2 || return 1
+    "$img" convert --bitmaps -O qcow2 "$@" "$source.qcow2" ours.qcow2 &&
+        qemu-img convert --bitmaps -O qcow2 "${@/ours/theirs}" "$source.qcow2" theirs.qcow2 || return 1
     list ours.qcow2 | tee listed
-    [ "$(wc -l <listed)" -eq 5 ] && list theirs.qcow2 | diff listed - && clean ours.qcow2 && qemu-img compare -q "$source.qcow2" ours.qcow2 || return 1
+    [ "$(wc -l <listed)" -eq 5 ] && list theirs.qcow2 | diff listed - && clean ours.qcow2 &&
+        qemu-img compare -q "$source.qcow2" ours.qcow2 || return 1
     for name in b0 fine full off empty; do
         echo "$name:"
         bits ours.qcow2 $name | diff - "$source.$name" || return 1
@@ -66,28 +65,51 @@ ok "... from clusters of 2 MiB to 512 bytes" same_as_qemu large -o cluster_size=
 ok "... refcounts of one bit" same_as_qemu large -o cluster_size=1k,refcount_bits=1
 ok "... with an external data file" same_as_qemu src -o data_file=ours.raw,data_file_raw=on
 ok "... with subclusters" same_as_qemu small -o extended_l2=on
-ok "... over a backing file" bash -c "qemu-img create -q -f qcow2 -b src.qcow2 -F qcow2 top.qcow2 && qemu-img bitmap --add top.qcow2 only && qemu-io -c 'write -q -P 9 3M 1k' top.qcow2"
-ok "... of which the bitmaps stay where they are" bash -c "
-    $(declare -f list clean bits); tmp='$tmp' img='$img'
-    '$img' convert --bitmaps -O qcow2 -B src.qcow2 -F qcow2 top.qcow2 copy.qcow2 && list copy.qcow2 && [ \$(list copy.qcow2 | wc -l) -eq 1 ] &&
-    clean copy.qcow2 && qemu-img compare -q top.qcow2 copy.qcow2 && [ \"\$(bits copy.qcow2 only)\" = '3145728 65536' ]"
+
+over_backing() {
+    qemu-img create -q -f qcow2 -b src.qcow2 -F qcow2 top.qcow2 && qemu-img bitmap --add top.qcow2 only &&
+        qemu-io -c 'write -q -P 9 3M 1k' top.qcow2 &&
+        "$img" convert --bitmaps -O qcow2 -B src.qcow2 -F qcow2 top.qcow2 copy.qcow2 && list copy.qcow2 &&
+        [ "$(list copy.qcow2 | wc -l)" -eq 1 ] && [ "$(bits copy.qcow2 only)" = '3145728 65536' ] && clean copy.qcow2 &&
+        qemu-img compare -q top.qcow2 copy.qcow2
+}
+ok "... over a backing file, of which the bitmaps stay where they are" over_backing
+
 printf secret >pass
-ok "... into an encrypted image" bash -c "
-    '$img' convert --bitmaps -O qcow2 -o encrypt.format=luks --secret-file=pass src.qcow2 luks.qcow2 &&
-    '$img' check -q --secret-file=pass luks.qcow2 && qemu-img check -q --object secret,id=s,file=pass --image-opts driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s && [ \$(qemu-img info luks.qcow2 | grep -c granularity:) -eq 5 ]"
-ok "... out of it" bash -c "
-    $(declare -f bits); tmp='$tmp'
-    '$img' convert --bitmaps -O qcow2 --secret-file=pass luks.qcow2 plain.qcow2 && qemu-img compare -q plain.qcow2 src.qcow2 && bits plain.qcow2 fine | diff - src.fine"
+encrypted() {
+    "$img" convert --bitmaps -O qcow2 -o encrypt.format=luks --secret-file=pass src.qcow2 luks.qcow2 &&
+        "$img" check -q --secret-file=pass luks.qcow2 &&
+        qemu-img check -q --object secret,id=s,file=pass --image-opts driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s &&
+        [ "$(qemu-img info luks.qcow2 | grep -c granularity:)" -eq 5 ]
+}
+decrypted() {
+    "$img" convert --bitmaps -O qcow2 --secret-file=pass luks.qcow2 plain.qcow2 && qemu-img compare -q plain.qcow2 src.qcow2 &&
+        bits plain.qcow2 fine | diff - src.fine
+}
+ok "... into an encrypted image" encrypted
+ok "... out of it" decrypted
 qemu-img snapshot -c snap src.qcow2
 ok "... with a snapshot's content" same_as_qemu src -l snap
 qemu-img snapshot -d snap src.qcow2
-ok "without --bitmaps none is copied" bash -c "$(declare -f list); '$img' convert -O qcow2 src.qcow2 none.qcow2 && [ \$(list none.qcow2 | wc -l) -eq 0 ]"
-ok "an image without bitmaps is copied with --bitmaps, too" bash -c "
-    $(declare -f list clean); img='$img'; '$img' convert --bitmaps -O qcow2 -o size=40M none.qcow2 none2.qcow2 && clean none2.qcow2 && [ \$(list none2.qcow2 | wc -l) -eq 0 ]"
-ok "the copies record what is written, by QEMU and by us" bash -c "
-    $(declare -f bits clean); tmp='$tmp' img='$img'
-    '$img' convert --bitmaps -O qcow2 src.qcow2 goes-on.qcow2 && qemu-io -c 'write -q 7M 64k' goes-on.qcow2 && '$tools/tool_qcow2' write goes-on.qcow2 8388608 4096 7 &&
-    clean goes-on.qcow2 && bits goes-on.qcow2 fine >now && grep '^7340032 65536' now && grep '^8388608 4096' now && bits goes-on.qcow2 off | diff - src.off"
+
+no_bitmaps() { # IMAGE
+    clean "$1" && [ "$(list "$1" | wc -l)" -eq 0 ]
+}
+without() {
+    "$img" convert -O qcow2 src.qcow2 none.qcow2 && no_bitmaps none.qcow2
+}
+has_none() {
+    "$img" convert --bitmaps -O qcow2 -o size=40M none.qcow2 none2.qcow2 && no_bitmaps none2.qcow2
+}
+ok "without --bitmaps none is copied" without
+ok "an image without bitmaps is copied with --bitmaps, too" has_none
+
+goes_on() {
+    "$img" convert --bitmaps -O qcow2 src.qcow2 goes-on.qcow2 && qemu-io -c 'write -q 7M 64k' goes-on.qcow2 &&
+        "$tools/tool_qcow2" write goes-on.qcow2 8388608 4096 7 && clean goes-on.qcow2 && bits goes-on.qcow2 fine >now &&
+        grep '^7340032 65536' now && grep '^8388608 4096' now && bits goes-on.qcow2 off | diff - src.off
+}
+ok "the copies record what is written, by QEMU and by us" goes_on
 
 # ---- into an image that is there ----
 
@@ -96,9 +118,11 @@ there() { # OPTIONS
         qemu-img bitmap --add --disable n.qcow2 still && qemu-img bitmap --merge mine n.qcow2 still
 }
 joins() { # OPTIONS
-    there "${1:-}" && cp n.qcow2 theirs.qcow2 && "$img" convert -n --bitmaps -O qcow2 src.qcow2 n.qcow2 && qemu-img convert -n --bitmaps -O qcow2 src.qcow2 theirs.qcow2 &&
+    there "${1:-}" && cp n.qcow2 theirs.qcow2 && "$img" convert -n --bitmaps -O qcow2 src.qcow2 n.qcow2 &&
+        qemu-img convert -n --bitmaps -O qcow2 src.qcow2 theirs.qcow2 &&
         list n.qcow2 | diff - <(list theirs.qcow2) && [ "$(list n.qcow2 | wc -l)" -eq 7 ] && clean n.qcow2 &&
-        [ "$(bits n.qcow2 still)" = "0 1048576" ] && bits n.qcow2 mine >marked && bits theirs.qcow2 mine | diff marked - && bits n.qcow2 fine | diff - src.fine
+        [ "$(bits n.qcow2 still)" = "0 1048576" ] && bits n.qcow2 mine >marked && bits theirs.qcow2 mine | diff marked - &&
+        bits n.qcow2 fine | diff - src.fine
 }
 ok "-n adds to the bitmaps that are there" joins
 ok "... in small clusters" joins cluster_size=512
@@ -129,7 +153,7 @@ refused() { # word of the sentence, argument...: nothing is there afterwards tha
     for to in target new; do
         cp kept target
         rm -f new
-        timeout 30 "$img" convert --bitmaps "$@" $to 2>said
+        timeout 120 "$img" convert --bitmaps "$@" $to 2>said
         got=$?
         cat said
         [ $got -ne 0 ] && grep -qF -- "$word" said || return 1
@@ -214,5 +238,8 @@ qemu-img create -q -f qcow2 huge.qcow2 2T
 qemu-img bitmap --add -g 512 huge.qcow2 b
 "$poke" huge.qcow2 table:8191=1
 ok "a bitmap of 512 MiB is copied in little memory" bash -c "ulimit -v 400000; '$img' convert --bitmaps -O qcow2 huge.qcow2 copy.qcow2"
-ok "... as it is" bash -c "$(declare -f clean bits); tmp='$tmp' img='$img'; clean copy.qcow2 && [ \"\$(bits copy.qcow2 b)\" = '2198754820096 268435456' ]"
+copied_huge() {
+    clean copy.qcow2 && [ "$(bits copy.qcow2 b)" = '2198754820096 268435456' ]
+}
+ok "... as it is" copied_huge
 done_testing
