@@ -59,6 +59,8 @@ int parse_size(const char *text, uint64_t *bytes)
         if (shift < 0 || end[1] != '\0')
             return -EINVAL;
     }
+    if (digits && shift == 0 && strspn(digits, "0") < digit_count) /* a unit was forgotten */
+        return -EINVAL;
     if (whole > (uint64_t)INT64_MAX >> shift)
         return -ERANGE;
     /* A fraction of the unit, digit by digit; what is finer than a byte is cut off. */

@@ -9,8 +9,9 @@
 
 #include "host/runtime/error.h"
 
-/* "64k", "1.5G", "0x10000", "4096": bytes, with the binary suffixes b k M G T P E of either case. The whole
- * of TEXT must be one, from 0 to 2^63-1. 0, -EINVAL (not a size) or -ERANGE. */
+/* "64k", "1.5G", "0x10000", "4096": bytes, with the binary suffixes b k M G T P E of either case; a
+ * fraction needs one. The whole of TEXT must be a size, from 0 to 2^63-1. 0, -EINVAL (not a size) or -ERANGE.
+ */
 int parse_size(const char *text, uint64_t *bytes);
 
 /* A plain number, decimal or 0x..., the whole of TEXT. 0, -EINVAL or -ERANGE. */

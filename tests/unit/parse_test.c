@@ -30,6 +30,7 @@ static void sizes_with_and_without_units(void **state)
         {"1M", 1048576},
         {"1.5G", 1610612736},
         {"0.5k", 512},
+        {"1.0", 1},
         {"2T", 2199023255552},
         {"1P", 1125899906842624},
         {"7E", 8070450532247928832u},
@@ -45,8 +46,8 @@ static void sizes_with_and_without_units(void **state)
 
 static void what_is_no_size_is_refused(void **state)
 {
-    static const char *const bad[] = {"",    "k",   "-1",  "+1",  "1 ", " 1",  "1x",
-                                      "1kk", "1.k", ".5k", "1e3", "0x", "0xg", "1.5.5"};
+    static const char *const bad[] = {"",    "k",   "-1",  "+1", "1 ",  " 1",    "1x",  "1kk",
+                                      "1.k", ".5k", "1e3", "0x", "0xg", "1.5.5", "1.5", "1.5b"};
     static const char *const large[] = {"8E", "9223372036854775808", "99999999999999999999",
                                         "0xffffffffffffffff", "8192P"};
     uint64_t bytes;
