@@ -417,6 +417,7 @@ int coroutine_fn handle_set_vring_base(struct vhost_user_connection *c, struct v
     return 0;
 }
 
+/* Where the options do not say translation_wait_ns. */
 #define TRANSLATION_WAIT_NS 1000000000u
 
 /* A ring that stops fails what the error policy has parked, and needs its descriptors and buffers for that.
